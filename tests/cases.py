@@ -1,0 +1,144 @@
+"""What the battery of `test_components.py` builds and feeds: at least one case for every row of the catalog.
+
+To add a component, add its row to `zoo/catalog.py` and a case here; nothing else is needed for the battery to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+import zoo
+
+Inputs = Callable[[torch.Generator], tuple[Any, ...]]
+Shape = tuple[int, ...]
+
+
+def floats(*shapes: Shape) -> Inputs:
+    """Standard normal float64 tensors; the battery casts them to the dtype it tests."""
+    return lambda generator: tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to build and call a component.
+
+    Args:
+        kind: of the catalog row.
+        name: of the catalog row.
+        inputs: makes the arguments of forward, floating-point ones in float64, small enough for gradcheck.
+        state: the golden list: every key of the state dict and its shape. A change here breaks users' checkpoints.
+        output: shape of the result.
+        kwargs: of the constructor.
+        label: tells several cases of one row apart.
+        empty: makes arguments without rows, or None where the component has no such thing.
+        vmap: axis-0 batches of the arguments may be mapped one by one.
+        loose: factor on the low-precision tolerance: how many times intermediate results are rounded.
+    """
+
+    kind: str
+    name: str
+    inputs: Inputs
+    state: dict[str, Shape]
+    output: Shape
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
+    empty: Inputs | None = None
+    vmap: bool = True
+    loose: float = 1.0
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.label}" if self.label else self.name
+
+    def build(self, **more: Any) -> torch.nn.Module:
+        """The component, with further constructor arguments."""
+        return zoo.create(self.kind, self.name, **{**self.kwargs, **more})  # type: ignore[arg-type]
+
+    def arguments(self, dtype: torch.dtype = torch.float64, make: Inputs | None = None) -> tuple[Any, ...]:
+        """The arguments of forward, the floating-point ones in a dtype; the same numbers at every call."""
+        made = (make or self.inputs)(torch.Generator().manual_seed(20))
+        return tuple(a.to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in made)
+
+
+_ROWS, _IMAGE = (3, 5, 7), (2, 5, 3, 4)
+_THREE = {"weight": (3,), "bias": (1,)}
+
+
+def _activation(name: str, label: str = "", shape: Shape = _ROWS, **more: Any) -> Case:
+    state = more.pop("state", _THREE)
+    empty = floats((0, *shape[1:]))
+    return Case("activation", name, floats(shape), state, shape, more, label=label, empty=empty)
+
+
+def _glu(label: str = "", **more: Any) -> Case:
+    shapes = (_ROWS, _ROWS, _ROWS[:-1])
+    return Case("layer", "polynorm_glu", floats(*shapes), _THREE, _ROWS, more, label, floats((0, 7), (0, 7), (0,)))
+
+
+def _grouped(generator: torch.Generator) -> tuple[Any, ...]:
+    return *floats((6, 7), (6, 7), (6,))(generator), torch.tensor([2, 0, 4])
+
+
+def _no_groups(generator: torch.Generator) -> tuple[Any, ...]:
+    return *floats((0, 7), (0, 7), (0,))(generator), torch.tensor([0, 0, 0])
+
+
+CASES: tuple[Case, ...] = (
+    _activation("polyrelu"),
+    _activation("polyrelu", "order1_image", _IMAGE, order=1, bias=False, state={"weight": (1,)}),
+    _activation("polynorm"),
+    _activation(
+        "polynorm", "channels_l2_order4", _IMAGE, order=4, dim=1, norm="l2", state={"weight": (4,), "bias": (1,)}
+    ),
+    _activation("polynorm", "mapped", coeff_map="sigmoid", bias_clamp=0.5, out_scale=0.5),
+    _activation("polynorm", "formula", backend="eager"),
+    _activation("polyprelu", state={**_THREE, "slope": (1,)}),
+    _activation("polyrelunorm"),
+    _activation("polycom"),
+    _activation("polycom", "silu_powers", rho="silu", kind=2, order=2, state={"weight": (2,), "bias": (1,)}),
+    _activation("polycom", "norm_first", rho="norm"),
+    _glu(),
+    _glu("clamped", clamp=1.0, coeff_map="abs"),
+    Case(
+        "layer",
+        "polynorm_glu",
+        _grouped,
+        {"weight": (3, 3), "bias": (3, 1)},
+        (6, 7),
+        {"num_groups": 3},
+        label="experts",
+        empty=_no_groups,
+        vmap=False,
+    ),
+    Case(
+        "layer",
+        "poly_ffn",
+        floats((3, 5, 4)),
+        {"up.weight": (16, 4), "act.weight": (3,), "act.bias": (1,), "down.weight": (4, 16)},
+        (3, 5, 4),
+        {"dim": 4},
+        empty=floats((0, 4)),
+        loose=8.0,
+    ),
+    Case(
+        "layer",
+        "poly_ffn",
+        floats((3, 5, 4)),
+        {
+            "gate.weight": (8, 4),
+            "gate.bias": (8,),
+            "up.weight": (8, 4),
+            "up.bias": (8,),
+            "down.weight": (4, 8),
+            "down.bias": (4,),
+        },
+        (3, 5, 4),
+        {"dim": 4, "hidden": 8, "act": "torch.nn.SiLU", "gated": True, "bias": True},
+        label="swiglu",
+        empty=floats((0, 4)),
+        loose=8.0,
+    ),
+)

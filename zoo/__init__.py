@@ -1,0 +1,76 @@
+"""Components of recent papers as PyTorch modules.
+
+    from zoo import PolyNorm                                # a class, typed, imported when asked for
+    act = zoo.create("activation", "polynorm", order=3)     # by name, as a config does
+    zoo.list("activation"), zoo.info("activation", "polynorm")
+
+Importing this package imports neither torch nor Lightning.
+"""
+
+from __future__ import annotations
+
+import builtins
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .errors import ComponentArgumentError, UnknownComponentError, ZooError
+from .hub import load, save
+from .registry import create, factory, get, info, list, register
+
+if TYPE_CHECKING:  # what type checkers and editors see
+    from . import functional as functional
+    from .activations.polycom import PolyCom as PolyCom
+    from .activations.polycom import PolyFFN as PolyFFN
+    from .activations.polycom import PolyNorm as PolyNorm
+    from .activations.polycom import PolyNormGLU as PolyNormGLU
+    from .activations.polycom import PolyPReLU as PolyPReLU
+    from .activations.polycom import PolyReLU as PolyReLU
+    from .activations.polycom import PolyReLUNorm as PolyReLUNorm
+    from .convert import convert_activation as convert_activation
+
+__version__ = "0.1.0"
+
+_Names = builtins.list[str]  # `list` is a function of ours here
+
+_lazy = {
+    "PolyCom": "activations.polycom",
+    "PolyFFN": "activations.polycom",
+    "PolyNorm": "activations.polycom",
+    "PolyNormGLU": "activations.polycom",
+    "PolyPReLU": "activations.polycom",
+    "PolyReLU": "activations.polycom",
+    "PolyReLUNorm": "activations.polycom",
+    "convert_activation": "convert",
+}
+_lazy_modules = ("functional",)
+
+__all__ = [
+    "ComponentArgumentError",
+    "UnknownComponentError",
+    "ZooError",
+    "create",
+    "factory",
+    "functional",
+    "get",
+    "info",
+    "list",
+    "load",
+    "register",
+    "save",
+    *_lazy,
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _lazy:
+        found = getattr(import_module(f".{_lazy[name]}", __name__), name)
+    elif name in _lazy_modules:
+        found = import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> _Names:
+    return sorted({*globals(), *_lazy, *_lazy_modules})

@@ -1,0 +1,1 @@
+"""Activations of recent papers, a package per paper."""

@@ -1,0 +1,148 @@
+"""The `zoo` command. Light commands answer from the catalog; training hands over to zoo.engine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, NoReturn
+
+from . import __version__, registry, settings
+from .catalog import PAPERS, Component
+from .errors import ZooError
+
+TRAINING = {
+    "fit": "train from a config",
+    "validate": "evaluate a checkpoint on the validation split",
+    "test": "evaluate a checkpoint on the test split",
+    "predict": "write the predictions of a checkpoint",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence, without the usage dump."""
+        word, _, rest = message.partition("invalid choice: ")
+        if rest:
+            wrong = rest.split("'")[1]
+            choices = [*TRAINING, "list", "info", "doctor", "export"] if "command" in word else registry.KINDS
+            message = f"{rest.partition(' (')[0]} is not one of {', '.join(choices)}."
+            message += registry.did_you_mean(wrong, choices, n=1)
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 on success, 1 if something is broken, 2 for a mistake of the user."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in TRAINING:
+        from .engine.cli import main as train
+
+        train(given)
+        return 0
+    options = _parser().parse_args(given)
+    try:
+        return options.run(options)
+    except BrokenPipeError:  # `zoo list | head`
+        return 0
+    except ZooError as error:
+        if settings.debug():
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="zoo", description="Components of recent papers: find them, train them, take them out.")
+    parser.add_argument("--version", action="version", version=f"paperzoo {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="command", dest="command", required=True)
+    for name, what in TRAINING.items():
+        commands.add_parser(name, help=f"{what}; `zoo {name} --help` lists every option", add_help=False)
+
+    command = commands.add_parser("list", help="components by kind")
+    command.add_argument("kind", nargs="?", choices=registry.KINDS, help="only this kind")
+    command.add_argument("--tag", help="only with this tag, e.g. language")
+    command.add_argument("--paper", choices=sorted(PAPERS), help="only from this paper")
+    command.add_argument("--json", action="store_true", help="as JSON")
+    command.set_defaults(run=_list)
+
+    command = commands.add_parser("info", help="all that is known about one component")
+    command.add_argument("kind", choices=registry.KINDS)
+    command.add_argument("name")
+    command.set_defaults(run=_info)
+
+    command = commands.add_parser("doctor", help="versions, devices and what is broken")
+    command.set_defaults(run=_doctor)
+
+    command = commands.add_parser("export", help="weights of a run's checkpoint as one .safetensors file")
+    command.add_argument("run_dir", help="directory of the run, e.g. runs/quickstart")
+    command.add_argument("-o", "--output", required=True, help="file to write, e.g. model.safetensors")
+    command.add_argument("--checkpoint", default="best", choices=("best", "last"), help="which one (default: best)")
+    command.set_defaults(run=_export)
+    return parser
+
+
+def _list(options: argparse.Namespace) -> int:
+    rows = registry.rows(options.kind, tag=options.tag, paper=options.paper)
+    if options.json:
+        print(json.dumps([_plain(row) for row in rows], indent=2))
+        return 0
+    width = max((len(row.name) for row in rows), default=0)
+    for kind in registry.KINDS:
+        of_kind = [row for row in rows if row.kind == kind]
+        if of_kind:
+            print(kind)
+        for row in of_kind:
+            print(f"  {row.name:<{width}}  {row.summary}")
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    row = registry.info(options.kind, options.name)
+    paper = PAPERS.get(row.paper or "")
+    lines = [f"{row.name} ({row.kind}): {row.summary}"]
+    if paper is not None:
+        lines.append(f"paper      {paper.title}, {paper.authors}, {paper.venue} {paper.year}")
+        lines.append(f"           {paper.url or ''} {row.equations}".rstrip())
+    lines.append(f"class      {row.target.replace(':', '.')} ({row.dist})")
+    lines.append(f"call       {_signature(row)}")  # the one line that needs torch
+    lines.append(f"dtypes     {', '.join(row.dtypes)}")
+    gradient = ("none", "first order", "first and second order")[row.grad_order]
+    lines.append(f"gradient   {gradient}")
+    lines.append(f"backends   {', '.join(row.backends)}")
+    if row.tags:
+        lines.append(f"tags       {', '.join(sorted(row.tags))}")
+    print("\n".join(lines))
+    return 0
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from .doctor import diagnose
+
+    text, healthy = diagnose()
+    print(text)
+    return 0 if healthy else 1
+
+
+def _export(options: argparse.Namespace) -> int:
+    from .engine.export import export
+
+    print(export(options.run_dir, options.checkpoint, options.output))
+    return 0
+
+
+def _plain(row: Component) -> dict[str, Any]:
+    return {**asdict(row), "tags": sorted(row.tags)}
+
+
+def _signature(row: Component) -> str:
+    import inspect
+
+    cls = registry.get(row.kind, row.name)
+    return f"{cls.__name__}{registry.describe_signature(inspect.signature(cls))}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

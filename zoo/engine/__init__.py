@@ -1,0 +1,1 @@
+"""Training from YAML: LightningCLI with run directories, exact resume, reports and short error messages."""

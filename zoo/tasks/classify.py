@@ -1,0 +1,224 @@
+"""Image classification with a small residual network made of zoo parts, or any timm model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.aggregation import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MultilabelAveragePrecision
+
+from ..errors import DataError
+from ..registry import did_you_mean, factory
+from ..spec import ActivationSpec, LossSpec, NormSpec
+from .optim import configure
+
+
+class ImageClassifier(L.LightningModule):
+    """Classify pictures, one label each or several.
+
+    Args:
+        num_classes: number of classes.
+        multi_label: several labels a picture; targets are then [B, num_classes] of 0 and 1, and `val/map` (mean average
+            precision) takes the place of `val/acc`.
+        backbone: name of a timm model, or None for :class:`SmallResNet`.
+        width, depth: channels of the first stage and blocks a stage of :class:`SmallResNet`.
+        act: activation, by registry name, dotted path or mapping; None keeps a timm model's own.
+        norm: normalisation, likewise.
+        loss: loss of (logits, target); by default cross-entropy, binary for several labels.
+        optimizer: optimizer, given parameter groups; see :func:`zoo.tasks.optim.decay_groups`.
+        lr_scheduler: schedule, given the optimizer.
+
+    Shape:
+        [B, 3, H, W] pictures -> [B, num_classes] logits.
+
+    Raises:
+        ValueError: if `num_classes` is below 2 for one label or below 1 for several.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 6,
+        multi_label: bool = False,
+        backbone: str | None = None,
+        width: int = 16,
+        depth: int = 1,
+        act: ActivationSpec | None = None,
+        norm: NormSpec | None = None,
+        loss: LossSpec | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        if num_classes < (1 if multi_label else 2):
+            raise ValueError(
+                f"ImageClassifier: num_classes must be at least {1 if multi_label else 2}, got {num_classes}"
+            )
+        self.save_hyperparameters(ignore=("optimizer", "lr_scheduler"))
+        self.num_classes, self.multi_label = num_classes, multi_label
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        act_layer = None if act is None else factory("activation", act)
+        norm_layer = None if norm is None else factory("norm", norm)
+        if backbone is None:
+            self.net: nn.Module = SmallResNet(
+                num_classes, width, depth, act_layer or nn.ReLU, norm_layer or nn.BatchNorm2d
+            )
+        else:
+            self.net = _timm_model(backbone, num_classes, act_layer, norm_layer)
+        default = nn.BCEWithLogitsLoss if multi_label else nn.CrossEntropyLoss
+        self.loss = default() if loss is None else factory("loss", loss)()
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.val_quality, self.test_quality = self._quality(), self._quality()
+        self.confusion = None if multi_label else MulticlassConfusionMatrix(num_classes)
+
+    def setup(self, stage: str) -> None:
+        found = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+        if found is not None and found != self.num_classes:
+            raise DataError(
+                f"the data has {found} classes, the model {self.num_classes}; give model.num_classes and"
+                " data.num_classes the same value"
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images, target = batch[:2]
+        loss = self.loss(self(images), target)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate(batch, "val", self.val_loss, self.val_quality)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate(batch, "test", self.test_loss, self.test_quality)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Probabilities, [B, num_classes]."""
+        logits = self(batch[0])
+        return logits.sigmoid() if self.multi_label else logits.softmax(-1)
+
+    def on_validation_epoch_start(self) -> None:
+        if self.confusion is not None:
+            self.confusion.reset()
+
+    def configure_optimizers(self) -> Any:
+        return configure(self, self.optimizer, self.lr_scheduler)
+
+    def write_report(self, folder: Path) -> dict[str, Any]:
+        """Confusion matrix of the last validation."""
+        if self.confusion is None or not self.confusion.update_called:
+            return {}
+        names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
+        counts = self.confusion.confmat.cpu()
+        draw_confusion(counts, list(names or map(str, range(self.num_classes))), folder / "confusion.png")
+        return {"confusion": counts.tolist()}
+
+    def _quality(self) -> Metric:
+        if self.multi_label:
+            return MultilabelAveragePrecision(self.num_classes, thresholds=200)
+        return MulticlassAccuracy(self.num_classes, average="micro")
+
+    def _evaluate(self, batch: Any, stage: str, loss: MeanMetric, quality: Metric) -> None:
+        images, target = batch[:2]
+        logits = self(images)
+        loss.update(self.loss(logits, target), len(images))  # weighted: the last batch may be smaller
+        quality.update(logits, target.long())
+        if self.confusion is not None and stage == "val":
+            self.confusion.update(logits, target)
+        metrics = {f"{stage}/loss": loss, f"{stage}/{'map' if self.multi_label else 'acc'}": quality}
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)
+
+
+class SmallResNet(nn.Module):
+    """A 3x3 stem and three stages of residual blocks, halving the picture and doubling the channels between stages.
+
+    Pre-activation (He et al., Identity Mappings, 2016, arXiv:1603.05027): every activation sees normalised input, which
+    keeps polynomial ones from growing block by block.
+
+    Args:
+        num_classes: outputs.
+        width: channels of the first stage.
+        depth: blocks a stage.
+        act: makes an activation, called without arguments.
+        norm: makes a normalisation, called with the number of channels.
+    """
+
+    def __init__(
+        self, num_classes: int, width: int, depth: int, act: Callable[..., nn.Module], norm: Callable[..., nn.Module]
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        blocks: list[nn.Module] = []
+        before = width
+        for stage, after in enumerate([width, 2 * width, 4 * width]):
+            for i in range(depth):
+                blocks.append(ResidualBlock(before, after, 2 if stage and i == 0 else 1, act, norm))
+                before = after
+        self.blocks = nn.Sequential(*blocks)
+        self.norm, self.act = norm(before), act()
+        self.head = nn.Linear(before, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.act(self.norm(self.blocks(self.stem(images))))
+        return self.head(features.mean((2, 3)))
+
+
+class ResidualBlock(nn.Module):
+    """shortcut(x) + conv(act(norm(conv(act(norm(x))))))."""
+
+    def __init__(
+        self, before: int, after: int, stride: int, act: Callable[..., nn.Module], norm: Callable[..., nn.Module]
+    ) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            norm(before),
+            act(),
+            nn.Conv2d(before, after, 3, stride, 1, bias=False),
+            norm(after),
+            act(),
+            nn.Conv2d(after, after, 3, padding=1, bias=False),
+        )
+        same = before == after and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(before, after, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.branch(x)
+
+
+def draw_confusion(counts: Tensor, names: list[str], path: Path) -> None:
+    """Confusion matrix, true classes down, predicted ones across."""
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+
+    side = 1.8 + 0.55 * len(names)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axis = figure.subplots()
+    share = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    ticks = range(len(names))
+    axis.set_xticks(ticks, names, rotation=45, ha="right")
+    axis.set_yticks(ticks, names)
+    axis.set(xlabel="predicted", ylabel="true")
+    for i in ticks:
+        for j in ticks:
+            color = "white" if share[i, j] > 0.5 else "black"
+            axis.text(j, i, str(int(counts[i, j])), ha="center", va="center", color=color)
+    figure.savefig(path, dpi=120)
+
+
+def _timm_model(
+    name: str, num_classes: int, act: Callable[..., nn.Module] | None, norm: Callable[..., nn.Module] | None
+) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name):
+        raise ValueError(f"ImageClassifier: timm has no model {name!r}.{did_you_mean(name, timm.list_models())}")
+    given: dict[str, Any] = {k: v for k, v in (("act_layer", act), ("norm_layer", norm)) if v is not None}
+    return timm.create_model(name, num_classes=num_classes, **given)

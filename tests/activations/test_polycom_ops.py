@@ -131,7 +131,9 @@ def test_second_derivative_of_a_compiled_region_raises() -> None:
     compiled = torch.compile(PolyNorm(), backend="aot_eager")
     x = torch.randn(3, 8, requires_grad=True)
     (dx,) = torch.autograd.grad(compiled(x).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+    with pytest.raises(
+        RuntimeError, match="does not currently support double backward|not to have been used in the graph"
+    ):
         torch.autograd.grad(dx.square().sum(), x)
 
 

@@ -39,10 +39,10 @@ def _values() -> dict[str, torch.Tensor]:
 def _gradient_step(
     y: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, parameters: list[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """First derivatives, and those of a penalty on dx."""
+    """First derivatives, and those of a penalty on dx, in which the constant term has no part."""
     first = torch.autograd.grad(y, [x, *parameters], grad, create_graph=True)
     penalty = first[0][:3].square().sum()
-    return [t.detach() for t in (*first, *torch.autograd.grad(penalty, [x, *parameters]))]
+    return [t.detach() for t in (*first, *torch.autograd.grad(penalty, [x, parameters[0]]))]
 
 
 def _shard(rank: int) -> slice:

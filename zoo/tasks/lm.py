@@ -217,6 +217,17 @@ class Block(nn.Module):
         return self.out(mixed.transpose(1, 2).reshape(batch, length, dim))
 
 
+class SquaredReLU(nn.Module):
+    """relu(x)^2, a baseline of the PolyCom paper.
+
+    Source:
+        So et al., Primer: Searching for Efficient Transformers, 2021, arXiv:2109.08668.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+
 def rotate(x: Tensor, base: float = 10000.0) -> Tensor:
     """Rotate feature pairs (i, i + D/2) by position * base^(-2i/D).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 
@@ -10,6 +11,8 @@ import torch
 
 import zoo
 
+# Lightning's log handler keeps the stream it was born with, which pytest's capture closes after the first test.
+logging.raiseExceptions = False
 os.environ.setdefault("ZOO_PLUGINS", "0")  # whatever else is installed must not decide a test
 
 

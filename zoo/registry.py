@@ -221,7 +221,7 @@ def _unknown(kind: str, name: str) -> UnknownComponentError:
     _check_kind(kind)
     elsewhere = sorted(k for k, n in _rows if n == name)
     if elsewhere:
-        return UnknownComponentError(f"{name!r} is a {elsewhere[0]}, not a {kind}.")
+        return UnknownComponentError(f"{name!r} is {_article(elsewhere[0])}, not {_article(kind)}.")
     names = sorted(n for k, n in _rows if k == kind)
     available = f"Available: {', '.join(names)}." if names else "None is registered."
     broken = f" {len(_plugin_errors)} plug-in(s) failed to load; run `zoo doctor`." if _plugin_errors else ""
@@ -229,6 +229,10 @@ def _unknown(kind: str, name: str) -> UnknownComponentError:
         f"no {kind} is called {name!r}.{did_you_mean(name, names)} {available}"
         f" Any other class goes by its dotted path, e.g. torch.nn.Identity.{broken}"
     )
+
+
+def _article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def _split(kind: str, spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

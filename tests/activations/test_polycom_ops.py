@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import zoo.functional
 from tests._numerics import assert_close
@@ -105,7 +107,7 @@ def test_backward_keeps_little_more_than_the_input(dtype: torch.dtype) -> None:
 
 def test_ten_row_counts_cost_one_recompilation() -> None:
     torch.compiler.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     module = PolyNorm()
     compiled = torch.compile(module, fullgraph=True, backend=counter)
     for rows in range(3, 13):
@@ -130,11 +132,9 @@ def test_second_derivative_of_a_compiled_region_raises() -> None:
     torch.compiler.reset()
     compiled = torch.compile(PolyNorm(), backend="aot_eager")
     x = torch.randn(3, 8, requires_grad=True)
-    (dx,) = torch.autograd.grad(compiled(x).sum(), x, create_graph=True)
-    with pytest.raises(
-        RuntimeError, match="does not currently support double backward|not to have been used in the graph"
-    ):
-        torch.autograd.grad(dx.square().sum(), x)
+    (dx,) = torch.autograd.grad(compiled(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        dx.square().sum().backward()
 
 
 @pytest.mark.slow
@@ -175,7 +175,7 @@ def test_export_holds_only_core_ops(module: torch.nn.Module) -> None:
 def test_eager_backend_calls_no_custom_op() -> None:
     called: list[str] = []
 
-    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+    class Recorder(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             called.append(str(function))
             return function(*args, **(kwargs or {}))

@@ -82,7 +82,7 @@ def test_two_ranks_equal_one(tmp_path: Path, dtype: torch.dtype) -> None:
         x, weight, bias = (values[name].clone().requires_grad_() for name in ("x", "weight", "bias"))
         y = oracle_poly_norm(x, weight, bias, norm=norm)
         expected = [y.detach(), *_gradient_step(y, values["grad"], x, [weight, bias])]
-        _compare([rank[norm] for rank in ranks], expected, sharded={0, 1, 4})
+        _compare([rank[norm] for rank in ranks], expected, sharded={0, 1, 4})  # y, dx and the penalty's dx
     x, weight, bias, scores = (values[name].clone().requires_grad_() for name in ("x", "weight", "bias", "scores"))
     y = oracle_poly_norm(x, weight, bias) * values["up"] * scores[:, None]
     expected = [y.detach(), *torch.autograd.grad(y, [x, weight, bias, scores], values["grad"])]

@@ -1,6 +1,7 @@
-"""Lightning data modules. Each works without a download."""
+"""Lightning data modules. `ByteText` and `Shapes` work without a download."""
 
 from .shapes import Shapes
 from .text import ByteText
+from .tokens import TokenFiles
 
-__all__ = ["ByteText", "Shapes"]
+__all__ = ["ByteText", "Shapes", "TokenFiles"]

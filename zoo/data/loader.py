@@ -142,7 +142,7 @@ def eval_loader(module: L.LightningDataModule, dataset: Dataset, *, batch_size: 
         dataset = Subset(dataset, range(rank, length, world))
     return DataLoader(
         dataset,
-        batch_size,
+        batch_size=batch_size,  # by keyword: Lightning rebuilds the loader for predict
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),

@@ -266,6 +266,9 @@ class Shapes(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return eval_loader(self, self.pictures("test"), batch_size=self.batch_size, num_workers=self.num_workers)
 
+    def predict_dataloader(self) -> DataLoader:
+        return self.test_dataloader()
+
 
 def draw(scene: Scene, size: int) -> tuple[Tensor, Tensor]:
     """Paint scenes.

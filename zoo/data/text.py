@@ -19,16 +19,16 @@ from .loader import eval_loader, train_loader
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data"})
 
 
-class ByteWindows(Dataset[tuple[Tensor, Tensor]]):
-    """Windows of a text and the same windows one byte later.
+class Windows(Dataset[tuple[Tensor, Tensor]]):
+    """Windows of a text and the same windows one token later.
 
     Args:
-        text: uint8 [N]; kept as it is, a sample converts its own bytes.
-        starts: first byte of every window.
-        context: bytes in a window.
+        text: [N] tokens of any integer type; kept as they are, a sample converts its own.
+        starts: first token of every window.
+        context: tokens in a window.
 
     Returns:
-        Per index, inputs and targets, both int64 [context]; `targets[t]` is the byte after `inputs[t]`.
+        Per index, inputs and targets, both int64 [context]; `targets[t]` is the token after `inputs[t]`.
     """
 
     def __init__(self, text: Tensor, starts: Sequence[int], context: int) -> None:
@@ -100,24 +100,24 @@ class ByteText(L.LightningDataModule):
         self.pattern, self.context, self.batch_size = pattern, context, batch_size
         self.val_fraction, self.stride, self.val_samples = val_fraction, stride or context, val_samples
         self.seed, self.num_workers = seed, num_workers
-        self._splits: tuple[ByteWindows, ByteWindows] | None = None
+        self._splits: tuple[Windows, Windows] | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Read the text and cut it into windows, once; every stage needs the same two splits."""
         if self._splits is None:
             train, val = self._read()
             self._splits = (
-                ByteWindows(train, range(0, len(train) - self.context, self.stride), self.context),
-                ByteWindows(val, self._val_starts(len(val)), self.context),
+                Windows(train, range(0, len(train) - self.context, self.stride), self.context),
+                Windows(val, self._val_starts(len(val)), self.context),
             )
 
     @property
-    def train_set(self) -> ByteWindows:
+    def train_set(self) -> Windows:
         """Training windows."""
         return self._windows()[0]
 
     @property
-    def val_set(self) -> ByteWindows:
+    def val_set(self) -> Windows:
         """Validation windows, which are the test windows too."""
         return self._windows()[1]
 
@@ -132,6 +132,9 @@ class ByteText(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self.val_dataloader()
 
+    def predict_dataloader(self) -> DataLoader:
+        return self.val_dataloader()
+
     @staticmethod
     def encode(text: str) -> Tensor:
         """Bytes of a text in UTF-8, int64 [N]."""
@@ -142,7 +145,7 @@ class ByteText(L.LightningDataModule):
         """Text of byte values; bytes that are no UTF-8, such as half a character, become U+FFFD."""
         return bytes(ids.tolist() if isinstance(ids, Tensor) else ids).decode("utf-8", errors="replace")
 
-    def _windows(self) -> tuple[ByteWindows, ByteWindows]:
+    def _windows(self) -> tuple[Windows, Windows]:
         self.setup()
         assert self._splits is not None
         return self._splits

@@ -105,12 +105,12 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_step > self._saved_step:  # stopped early, between two saves
+        if trainer.global_step > self._saved_step and not trainer.fast_dev_run:  # stopped early, between two saves
             self._save(trainer)
 
     def _due(self, trainer: L.Trainer) -> bool:
         step = trainer.global_step
-        if step == self._saved_step:  # also the further batches of one accumulated step
+        if trainer.fast_dev_run or step == self._saved_step:  # also the further batches of one accumulated step
             return False
         return step % self.every_n_train_steps == 0 or step == trainer.estimated_stepping_batches
 

@@ -22,6 +22,7 @@ from ..registry import factory
 from . import rundir
 from .callbacks import BestCheckpoint, LastCheckpoint, RandomState, StepMetrics
 from .configs import resolve_arguments
+from .export import write_predictions
 from .jsonl import JSONLLogger
 from .parser import ZooParser, fail
 from .record import RunRecord
@@ -67,6 +68,7 @@ class ZooCLI(LightningCLI):
             save_config_callback=None,  # RunRecord writes it, also when the user brings other loggers
             seed_everything_default=0,
             auto_configure_optimizers=False,  # tasks take theirs as arguments
+            load_from_checkpoint_support=False,  # tasks save plain hyper-parameters themselves; config.yaml has the rest
             trainer_defaults={"use_distributed_sampler": False},  # our loaders shard themselves
             args=arguments,
         )
@@ -83,7 +85,9 @@ class ZooCLI(LightningCLI):
         )
         parser.add_lightning_class_args(BestCheckpoint, "best")
         parser.add_lightning_class_args(LastCheckpoint, "last")
-        parser.set_defaults({"best.filename": "best", "best.enable_version_counter": False})
+        # at the end of a validation, before LastCheckpoint: a resume then knows of the best so far
+        fixed = {"filename": "best", "enable_version_counter": False, "save_on_train_epoch_end": False}
+        parser.set_defaults({f"best.{name}": value for name, value in fixed.items()})
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: a resumed run obeys its config, where Lightning lets the checkpoint's hyper-parameters win."""
@@ -91,7 +95,7 @@ class ZooCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self._options()
         self._check_components(config)
-        self._record = self._parser(self.subcommand).dump(config, skip_none=False)
+        self._record = self._parser(self.subcommand).dump(config, skip_unset=False)
         fitting = self.subcommand == "fit"
         self._run_dir, checkpoint = rundir.choose(config.run_dir, self._configs, config.ckpt_path, fitting=fitting)
         rundir.check_writable(self._run_dir)
@@ -135,12 +139,21 @@ class ZooCLI(LightningCLI):
         """What was asked of the subcommand."""
         return self.config[str(self.subcommand)]
 
+    def predict(self, **kwargs: Any) -> None:
+        """Write the predictions to `predictions.safetensors` in the run directory, numbered if there are some."""
+        outputs = self.trainer.predict(**kwargs)
+        print(f"predictions: {write_predictions(outputs or [], self._run_dir)}")
+
     def _loggers(self) -> list[Any]:
         from lightning.pytorch.loggers import TensorBoardLogger
 
-        loggers: list[Any] = [JSONLLogger(str(self._run_dir))]
+        folder = str(self._run_dir)
+        if self.subcommand != "fit":
+            facts = {"command": str(self.subcommand), "checkpoint": str(self._options().ckpt_path)}
+            return [JSONLLogger(folder, "evaluations.jsonl", facts)]
+        loggers: list[Any] = [JSONLLogger(folder)]
         if find_spec("tensorboard") is not None:
-            loggers.append(TensorBoardLogger(str(self._run_dir), name="", version="", sub_dir="tensorboard"))
+            loggers.append(TensorBoardLogger(folder, name="", version="", sub_dir="tensorboard"))
         return loggers
 
     def _check_components(self, config: Any) -> None:

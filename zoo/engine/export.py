@@ -1,9 +1,11 @@
-"""Weights of a run's checkpoint as one .safetensors file."""
+"""Weights of a run's checkpoint, and predictions, as .safetensors files."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -44,3 +46,24 @@ def export(run_dir: str, checkpoint: str, output: str) -> str:
     except OSError as error:
         raise RunError(f"cannot write {target} ({error.strerror}); pass another --output") from None
     return f"{target}: {len(tensors)} tensors of step {state['global_step']} from {source}"
+
+
+def write_predictions(outputs: Sequence[torch.Tensor], run_dir: Path) -> Path:
+    """Write one batch's predictions after the other as `predictions.safetensors`, or with the next free number.
+
+    Args:
+        outputs: [B, ...] of each batch, in the order of the data.
+        run_dir: folder of the file.
+
+    Raises:
+        RunError: if the task predicts something other than tensors of one shape a picture or text.
+    """
+    if not outputs or not all(isinstance(batch, torch.Tensor) for batch in outputs):
+        raise RunError("the task predicted no tensors; give its predict_step a tensor of the batch to return")
+    numbers = (f"-{i}" if i > 1 else "" for i in itertools.count(1))
+    target = next(path for n in numbers if not (path := run_dir / f"predictions{n}.safetensors").exists())
+    run_dir.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}.tmp")
+    save_file({"predictions": torch.cat(list(outputs)).contiguous()}, scratch)
+    os.replace(scratch, target)
+    return target

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line per logging event, kept consistent when a killed run resumes."""
+"""metrics.jsonl and evaluations.jsonl: one line per logging event, kept consistent when a killed run resumes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class JSONLLogger(Logger):
-    """Append metrics to `<save_dir>/metrics.jsonl`, `step` first.
+    """Append metrics to a file of the run directory, one JSON object a line.
 
     Args:
         save_dir: the run directory.
+        filename: `metrics.jsonl` is the record of training, `evaluations.jsonl` that of test and validate.
+        facts: what every line begins with, before its step.
     """
 
-    def __init__(self, save_dir: str) -> None:
+    def __init__(self, save_dir: str, filename: str = "metrics.jsonl", facts: Mapping[str, str] | None = None) -> None:
         super().__init__()
-        self._dir = Path(save_dir)
+        self._dir, self._filename, self._facts = Path(save_dir), filename, dict(facts or {})
 
     @property
     def name(self) -> str:
@@ -42,12 +44,12 @@ class JSONLLogger(Logger):
     @property
     def path(self) -> Path:
         """The file of metrics."""
-        return self._dir / "metrics.jsonl"
+        return self._dir / self._filename
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._dir.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"step": step, **metrics}) + "\n"
+        line = json.dumps({**self._facts, "step": step, **metrics}) + "\n"
         if self._ends_torn():
             line = "\n" + line
         with self.path.open("a") as file:
@@ -61,7 +63,7 @@ class JSONLLogger(Logger):
     def rewind(self, step: int) -> None:
         """Set lines of steps that are about to be trained again aside, in `metrics.superseded.jsonl`.
 
-        Lines of `zoo test` stay; a half-written last line, which a kill leaves behind, is set aside too.
+        A half-written last line, which a kill leaves behind, is set aside too.
         """
         if not self.path.exists():
             return
@@ -108,4 +110,4 @@ def _precedes(line: str, step: int) -> bool:
     row = _parse(line)
     if row is None:
         return False
-    return any(key.startswith("test/") for key in row) or (row.get("step") is not None and row["step"] < step)
+    return row.get("step") is not None and row["step"] < step

@@ -29,7 +29,7 @@ def choose(
     Args:
         given: `--run_dir`, if any.
         configs: the config files, in order.
-        checkpoint: `--ckpt_path`: "best", "last", a file, or None.
+        checkpoint: `--ckpt_path`: "best", "last", a file, or None: the best, or else the last, if nothing is trained.
         fitting: whether the command trains.
 
     Returns:
@@ -39,6 +39,8 @@ def choose(
         RunError: if the checkpoint does not exist, or a new run would fall into the directory of another.
     """
     base, current = _base(given, configs)
+    if checkpoint is None and not fitting:  # never evaluate untrained weights by accident
+        checkpoint = "best" if (current / "checkpoints" / "best.ckpt").is_file() else "last"
     file: Path | None = None
     if checkpoint is not None:
         file = current / "checkpoints" / f"{checkpoint}.ckpt" if checkpoint in {"best", "last"} else Path(checkpoint)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics.aggregation import MeanMetric
 
 from ..activations.polycom import PolyFFN
+from ..errors import DataError
 from ..spec import ActivationSpec
 from .curves import draw_activations
 from .optim import configure
@@ -86,6 +87,16 @@ class LanguageModel(L.LightningModule):
         self.head = nn.Linear(dim, vocab_size, bias=False)
         self._initialise(init_std)
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        for name, most in (("context", self.context), ("vocab_size", self.embed.num_embeddings)):
+            found = getattr(data, name, most)
+            if found > most:
+                raise DataError(
+                    f"the data has {name} {found}, the model at most {most}; give model.{name} and data.{name} the same"
+                    " value"
+                )
 
     def forward(self, tokens: Tensor) -> Tensor:
         length = tokens.shape[-1]

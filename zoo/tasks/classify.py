@@ -39,7 +39,7 @@ class ImageClassifier(L.LightningModule):
         [B, 3, H, W] pictures -> [B, num_classes] logits.
 
     Raises:
-        ValueError: if `num_classes` is below 2 for one label or below 1 for several.
+        ValueError: if `num_classes` is below 2, or timm has no such backbone.
     """
 
     def __init__(
@@ -56,10 +56,8 @@ class ImageClassifier(L.LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
-        if num_classes < (1 if multi_label else 2):
-            raise ValueError(
-                f"ImageClassifier: num_classes must be at least {1 if multi_label else 2}, got {num_classes}"
-            )
+        if num_classes < 2:
+            raise ValueError(f"ImageClassifier: num_classes must be at least 2, got {num_classes}")
         self.save_hyperparameters(ignore=("optimizer", "lr_scheduler"))
         self.num_classes, self.multi_label = num_classes, multi_label
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
@@ -201,7 +199,7 @@ def draw_confusion(counts: Tensor, names: list[str], path: Path) -> None:
     figure = Figure(figsize=(side, side), layout="constrained")
     axis = figure.subplots()
     share = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
     ticks = range(len(names))
     axis.set_xticks(ticks, names, rotation=45, ha="right")
     axis.set_yticks(ticks, names)

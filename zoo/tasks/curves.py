@@ -37,7 +37,9 @@ def draw_activations(acts: Sequence[nn.Module], path: Path) -> None:
     colors = matplotlib.colormaps["viridis"]
     for i, act in enumerate(acts):
         x, y = activation_curve(act)
-        axis.plot(x, y, color=colors(i / max(1, len(acts))), label=f"block {i}" if len(acts) <= 8 else None)
+        axis.plot(
+            x.numpy(), y.numpy(), color=colors(i / max(1, len(acts))), label=f"block {i}" if len(acts) <= 8 else None
+        )
     axis.set(title=type(acts[0]).__name__, xlabel="x (a row of normal quantiles)", ylabel="activation")
     axis.axhline(0, color="0.8", zorder=0)
     axis.axvline(0, color="0.8", zorder=0)

@@ -36,6 +36,7 @@ class PolyReLU(nn.Module):
         init: start value of every coefficient, or one a power from x^order down; 1 / order by default (sec. 2). The
             constant term starts at 0.
         backend: "auto" or "eager", see :func:`poly_relu`.
+        inplace: accepted because timm's networks pass it, and never done: the backward needs x.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -61,6 +62,7 @@ class PolyReLU(nn.Module):
         bias: bool = True,
         init: Init = None,
         backend: Backend = "auto",
+        inplace: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -99,6 +101,7 @@ class PolyNorm(nn.Module):
         num_groups: sets of coefficients, e.g. one an expert; :meth:`forward` then needs tokens_per_expert.
         process_group: ranks that hold the shards of the normalised axis.
         backend: "auto" or "eager", see :func:`poly_norm`.
+        inplace: accepted because timm's networks pass it, and never done: the backward needs x.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -133,6 +136,7 @@ class PolyNorm(nn.Module):
         num_groups: int | None = None,
         process_group: ProcessGroup | None = None,
         backend: Backend = "auto",
+        inplace: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -199,6 +203,7 @@ class PolyPReLU(nn.Module):
         slope: start value of the slope for x < 0 (0.25, as PReLU).
         bias: learn the constant term a_0.
         init: see :class:`PolyReLU`.
+        inplace: accepted because timm's networks pass it, and never done: the backward needs x.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -223,6 +228,7 @@ class PolyPReLU(nn.Module):
         slope: float = 0.25,
         bias: bool = True,
         init: Init = None,
+        inplace: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -279,6 +285,7 @@ class PolyCom(nn.Module):
         dim: axis that "norm" and "relu_norm" reduce.
         bias: learn the constant term a_0.
         init: see :class:`PolyReLU`.
+        inplace: accepted because timm's networks pass it, and never done: the backward needs x.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -307,6 +314,7 @@ class PolyCom(nn.Module):
         dim: int = -1,
         bias: bool = True,
         init: Init = None,
+        inplace: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ..errors import ZooError
 
@@ -84,6 +85,13 @@ class ConversionReport:
         if self.kept:
             blocks.append(_table(("kept", "is", "because"), [(row.path, row.old, row.reason) for row in self.kept]))
         return "\n\n".join(blocks)
+
+
+def short_name(value: object) -> str:
+    """What a report or message calls a module, a class or a function."""
+    while isinstance(value, partial):
+        value = value.func
+    return getattr(value, "__name__", type(value).__name__)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

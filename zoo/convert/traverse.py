@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,14 +20,15 @@ from torch.nn.parameter import is_lazy
 
 from .report import ConversionError
 
-# Where the features of a layer's output lie: on dim 1, on the last dim, or used in both ways as far as we can tell.
+# Where the features of a layer's output lie: on dim 1, on the last dim, or, as far as we can tell, on either.
 Layout = Literal["first", "last", "mixed"]
 
 # Wrappers that keep a list of parameters or a trace of the code: what is put below them afterwards, they never see.
 _WRAPPERS = {
+    "OptimizedModule": "torch.compile",
     "DistributedDataParallel": "wrapping it in DistributedDataParallel",
     "FullyShardedDataParallel": "sharding it",
-    "OptimizedModule": "torch.compile",
+    "FSDPModule": "sharding it",
 }
 
 
@@ -51,6 +53,11 @@ class Site:
         """The first path."""
         return self.paths[0]
 
+    @property
+    def training(self) -> bool:
+        """Mode of what is held; a function has its owner's."""
+        return (self.value if isinstance(self.value, nn.Module) else self.owner).training
+
 
 def owners(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
     """Every distinct module of the model, itself included, with all its paths."""
@@ -61,23 +68,28 @@ def owners(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
         yield module, tuple(paths)
 
 
-def find_sites(model: nn.Module, wanted: Callable[[object], bool]) -> list[Site]:
-    """Sites whose value is wanted, in the model's order.
-
-    What lies inside a wanted value is its own business: the function that `transformers.GELUActivation` keeps as an
-    attribute is no site.
-    """
+def find_sites(model: nn.Module) -> list[Site]:
+    """Every child module and every function held as an attribute, in the model's order."""
     sites = []
     for owner, paths in owners(model):
-        if wanted(owner):
-            continue
-        held = {**owner._modules, **{name: value for name, value in vars(owner).items() if callable(value)}}
-        sites += [
-            Site(owner, name, tuple(f"{path}.{name}" if path else name for path in paths), value)
-            for name, value in held.items()
-            if value is not None and wanted(value)
-        ]
+        held = {name: child for name, child in owner._modules.items() if child is not None}
+        held.update((name, value) for name, value in vars(owner).items() if is_function(value))
+        for name, value in held.items():
+            sites.append(Site(owner, name, tuple(f"{path}.{name}" if path else name for path in paths), value))
     return sites
+
+
+def outermost(sites: list[Site]) -> list[Site]:
+    """The sites that do not lie inside another: `transformers.GELUActivation` keeps a function, which is its own."""
+    inside = {id(part) for site in sites if isinstance(site.value, nn.Module) for part in site.value.modules()}
+    return [site for site in sites if id(site.owner) not in inside]
+
+
+def is_function(value: object) -> bool:
+    """Whether an attribute is a function to call on tensors; classes and their partials build things instead."""
+    while isinstance(value, partial):
+        value = value.func
+    return callable(value) and not isinstance(value, (type, nn.Module))
 
 
 def places_of(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
@@ -92,6 +104,11 @@ def count_parameters(module: object) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if not is_lazy(parameter))
 
 
+def has_matrices(module: nn.Module) -> bool:
+    """Whether a module holds parameters of two or more dimensions, as layers do and activations do not."""
+    return any(is_lazy(parameter) or parameter.ndim > 1 for parameter in module.parameters())
+
+
 def check_convertible(model: nn.Module) -> None:
     """Refuse models whose code or parameter list was captured, where a conversion would silently have no effect.
 
@@ -102,30 +119,33 @@ def check_convertible(model: nn.Module) -> None:
         where = f"{path or 'the model'} is a {type(module).__name__}"
         if isinstance(module, torch.jit.ScriptModule):
             raise ConversionError(f"{where}, whose code is fixed; convert before torch.jit.script or trace")
-        if type(module).__name__ in _WRAPPERS:
-            raise ConversionError(f"{where}; convert the model before {_WRAPPERS[type(module).__name__]}")
-        if getattr(module, "_compiled_call_impl", None) is not None:
+        for wrapper in (base.__name__ for base in type(module).__mro__):
+            if wrapper in _WRAPPERS:
+                raise ConversionError(f"{where}; convert the model before {_WRAPPERS[wrapper]}")
+        if module._compiled_call_impl is not None:
             raise ConversionError(f"{where} and compiled; convert the model before .compile()")
 
 
-def neighbour(owner: nn.Module, name: str) -> tuple[nn.Module | None, Layout | None]:
-    """The layer whose output most likely enters `owner.name`, and the layout of that output.
+def neighbour(site: Site) -> tuple[nn.Module | None, Layout | None]:
+    """The layer whose output most likely enters a site, and the layout of that output; None, None without a layer.
 
-    The layer is the owner (a norm that holds its activation), else the nearest one registered before the site, else,
-    unless the owner is a Sequential, which runs in order, the nearest one after. Both are None if there is no layer.
+    The layer is the owner (a norm that holds its activation), else the nearest one registered before the site, else
+    the nearest one after, unless the owner is a Sequential, which runs in order.
     """
+    owner, ordered = site.owner, isinstance(site.owner, nn.Sequential)
     own = layout_of(owner)
     if own is not None:
         return owner, own
-    children = list(owner._modules.items())
-    # a function is kept apart from the children, so that it has no position: every child counts as before it
-    position = next((i for i, (key, _) in enumerate(children) if key == name), len(children))
-    before = [child for _, child in children[:position] if child is not None]
-    after = [child for _, child in children[position + 1 :] if child is not None]
-    ordered = isinstance(owner, nn.Sequential)
-    layer = _last_layer(before)
+    # a function has no place among the children: every child counts as before it
+    names = list(owner._modules)
+    position = names.index(site.name) if site.name in names else len(names)
+    before = [child for child in map(owner._modules.get, names[:position]) if child is not None]
+    after = [child for child in map(owner._modules.get, names[position + 1 :]) if child is not None]
+    backwards = (part for child in reversed(before) for part in reversed(list(child.modules())))
+    forwards = (part for child in after for part in child.modules())
+    layer = next(filter(layout_of, backwards), None)
     if layer is None and not ordered:
-        layer = next((inner for child in after for inner in child.modules() if layout_of(inner)), None)
+        layer = next(filter(layout_of, forwards), None)
     if layer is None:
         return None, None
     # one activation registered after all convolutions and linear layers of a small network is called after both
@@ -134,28 +154,27 @@ def neighbour(owner: nn.Module, name: str) -> tuple[nn.Module | None, Layout | N
     return layer, layout_of(layer)
 
 
-def _last_layer(children: list[nn.Module]) -> nn.Module | None:
-    inner = (module for child in reversed(children) for module in reversed(list(child.modules())))
-    return next((module for module in inner if layout_of(module)), None)
-
-
-def layout_of(module: nn.Module | None) -> Layout | None:
-    """Layout of a layer's output, None for what is no layer or does not tell."""
-    if module is None or isinstance(module, (nn.Embedding, nn.BatchNorm1d, nn.InstanceNorm1d)):
+def layout_of(layer: nn.Module) -> Layout | None:
+    """Layout of a layer's output; None for what is no layer or does not tell, as a BatchNorm1d over [B, C]."""
+    if isinstance(layer, (nn.Embedding, nn.BatchNorm1d, nn.InstanceNorm1d)):
         return None
-    if isinstance(module, (_ConvNd, _BatchNorm, _InstanceNorm, nn.GroupNorm)):
+    if isinstance(layer, (_ConvNd, _BatchNorm, _InstanceNorm, nn.GroupNorm)):
         return "first"
-    if isinstance(module, nn.Linear):
+    weight = getattr(layer, "weight", None)
+    if isinstance(weight, Tensor) and type(layer).__name__.endswith(("2d", "3d")):
+        return "first"  # the LayerNorm2d of timm and torchvision derive from LayerNorm, FrozenBatchNorm2d from Module
+    if isinstance(layer, (nn.Linear, nn.LayerNorm, nn.RMSNorm)):
         return "last"
-    weight = getattr(module, "weight", None)
-    if isinstance(weight, Tensor) and type(module).__name__.endswith(("2d", "3d")):
-        return "first"  # LayerNorm2d of timm and torchvision, which derive from LayerNorm
-    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+    # linear layers of other libraries (Conv1D of transformers, LoRA, quantised), and experts kept in one tensor
+    if isinstance(weight, Tensor) and not is_lazy(weight) and weight.ndim == 2:
         return "last"
-    # linear layers of other libraries (HF's Conv1D, LoRA, quantised), and experts kept in one tensor
-    if isinstance(weight, Tensor) and weight.ndim == 2:
-        return "last"
-    return "last" if any(p.ndim == 3 for p in module.parameters(recurse=False) if not is_lazy(p)) else None
+    own = [parameter for parameter in layer.parameters(recurse=False) if not is_lazy(parameter)]
+    return "last" if any(parameter.ndim == 3 and len(parameter) > 1 for parameter in own) else None
+
+
+def features(layer: nn.Module, side: Literal["in", "out"]) -> int | None:
+    """Width of a linear layer or convolution, of whatever library; None if it does not tell."""
+    return getattr(layer, f"{side}_features", getattr(layer, f"{side}_channels", None))
 
 
 def follow(new: nn.Module, *hosts: nn.Module | None, training: bool) -> nn.Module:
@@ -165,11 +184,14 @@ def follow(new: nn.Module, *hosts: nn.Module | None, training: bool) -> nn.Modul
         new: the module.
         hosts: where to look for a parameter to follow, the nearest first.
         training: mode of what it replaces.
+
+    Returns:
+        The module.
     """
     new.train(training)
     for host in hosts:
         for parameter in host.parameters() if host is not None else ():
             # 8-bit floats and integers are storage formats of quantised weights, nothing to compute in
-            if parameter.is_floating_point() and parameter.element_size() > 1:
+            if parameter.dtype.is_floating_point and parameter.dtype.itemsize > 1:
                 return new.to(device=parameter.device, dtype=parameter.dtype)
     return new

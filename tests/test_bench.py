@@ -1,0 +1,61 @@
+"""The benchmark scripts run, and write what the documentation reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts.bench import _timing, polycom_lm
+
+RESULTS = Path(__file__).parents[1] / "scripts/bench/results"
+
+
+def test_rivals_take_turns_and_ratios_are_to_ours() -> None:
+    order: list[str] = []
+    rivals = {name: lambda name=name: order.append(name) for name in ("ours", "theirs")}
+    times = _timing.interleave(rivals, rounds=4, least_seconds=0.0)
+    assert order[-8:] == ["ours", "theirs", "theirs", "ours"] * 2
+    assert [len(seconds) for seconds in times.values()] == [4, 4]
+    table = _timing.summarise({"ours": [1.0, 2.0, 4.0], "theirs": [3.0, 6.0, 12.0]}, "ours")
+    assert table["theirs"] == {"median_ms": 6000.0, "iqr_ms": 9000.0, "ratio_to_ours": 3.0}
+
+
+def test_verdicts_follow_from_the_rows() -> None:
+    losses = {"polynorm": 2.0, "polyrelu": 2.1, "relu2": 2.2, "relu": 2.3, "gelu": 2.4, "swiglu": 2.5}
+    rows = [{"activation": name, "seed": 0, "val_loss": loss} for name, loss in losses.items()]
+    rows[0]["largest_move"] = 0.2
+    claims = polycom_lm.verdicts(rows, [0])
+    assert claims == {
+        "polynorm_lowest_every_seed": True,
+        "polynorm_below_swiglu_and_gelu_by": 0.4,
+        "polyrelu_below_gelu_and_swiglu": True,
+        "coefficients_moved_more_than_0.05": True,
+    }
+    rows[0]["val_loss"] = 2.15
+    assert polycom_lm.verdicts(rows, [0])["polynorm_lowest_every_seed"] is False
+    assert polycom_lm.verdicts(rows, [0, 1])["polynorm_lowest_every_seed"] is None
+
+
+@pytest.mark.slow
+def test_evidence_script_trains_and_records(tmp_path: Path) -> None:
+    out = tmp_path / "lm.json"
+    assert polycom_lm.main(["--quick", "--activations", "polynorm", "--seeds", "0", "--out", str(out)]) == 0
+    record = json.loads(out.read_text())
+    (row,) = record["results"]
+    assert row["steps"] == 2
+    assert [len(block["weight"]) for block in row["coefficients"]] == [3, 3, 3]
+    assert record["verdicts"]["polynorm_lowest_every_seed"] is None
+    assert {"packages", "git", "cpu"} <= set(record["environment"])
+
+
+def test_committed_speed_meets_the_acceptance() -> None:
+    record = json.loads((RESULTS / "polycom_cpu.json").read_text())
+    (case,) = [
+        row["rivals"]
+        for row in record["results"]
+        if (row["op"], row["shape"], row["dtype"]) == ("poly_norm", [512, 4096], "float32")
+    ]
+    assert case["official"]["ratio_to_ours"] >= 4
+    assert case["ours"]["saved_over_input"] <= 1.01

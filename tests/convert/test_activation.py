@@ -356,6 +356,10 @@ def test_parity_of_the_paper(gated, plain):
     assert parity_width(gated, 2048, 2048) == plain
 
 
+def test_parity_of_small_widths_takes_the_largest_step_that_fits():
+    assert parity_width(407, 96, 96) == 608  # exactly 610.5; 640 is 5 % off, 608 is 19 * 32
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_parity_is_within_one_percent(bias):
     for inputs, outputs in ((8, 8), (96, 96), (96, 32)):
@@ -392,6 +396,11 @@ def test_fresh_projections_train_in_a_frozen_host_and_start_without_bias():
     assert not model[0].fc2.weight.any()  # a block that started as zero still does
     assert model[0].training
     assert not model[0].drop1.training
+
+
+def test_a_gate_outside_the_match_does_not_count():
+    with pytest.raises(ConversionError, match="no gated feed-forward"):
+        convert_activation(nn.Sequential(GPT2MLP(), LlamaMLP()), match="0.act", glu="drop")
 
 
 def test_ungated_blocks_are_converted_beside_dropped_gates():
@@ -752,6 +761,20 @@ def test_new_modules_follow_dtype_and_mode():
     convert_activation(model)
     assert [module.weight.dtype for module in coefficients(model)] == [torch.float64, torch.float16]
     assert [module.training for module in coefficients(model)] == [True, False]
+
+
+def test_new_modules_do_not_follow_a_storage_dtype():
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.GELU())
+    model[0].weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.float8_e4m3fn), requires_grad=False)
+    convert_activation(model)
+    assert model[1].weight.dtype == torch.float32
+
+
+def test_position_embeddings_are_no_experts():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GELU())
+    model.pos_embed = nn.Parameter(torch.zeros(1, 9, 4))
+    with pytest.raises(ConversionError, match="1 follows a Conv2d"):
+        convert_activation(model)
 
 
 def test_meta_device():

@@ -56,7 +56,7 @@ class ByteText(L.LightningDataModule):
 
     Args:
         path: text file, folder, or None for the standard library's sources.
-        pattern: files to take from a folder and its subfolders, e.g. "*.md".
+        pattern: files to take from a folder and its subfolders, e.g. ``*.md``.
         context: bytes in a sample; it reads context + 1, the last as a target only.
         batch_size: samples a batch and process.
         val_fraction: share of the files (folder) or bytes (file) that validates, in (0, 1).

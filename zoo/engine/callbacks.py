@@ -105,18 +105,22 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_step > self._saved_step and not trainer.fast_dev_run:  # stopped early, between two saves
+        if trainer.global_step > self._saved_step and not _rehearsing(trainer):  # stopped early, between two saves
             self._save(trainer)
 
     def _due(self, trainer: L.Trainer) -> bool:
         step = trainer.global_step
-        if trainer.fast_dev_run or step == self._saved_step:  # also the further batches of one accumulated step
+        if _rehearsing(trainer) or step == self._saved_step:  # also the further batches of one accumulated step
             return False
         return step % self.every_n_train_steps == 0 or step == trainer.estimated_stepping_batches
 
     def _save(self, trainer: L.Trainer) -> None:
         self._saved_step = trainer.global_step
         trainer.save_checkpoint(self.path)
+
+
+def _rehearsing(trainer: L.Trainer) -> bool:
+    return bool(getattr(trainer, "fast_dev_run", False))  # set on every trainer, declared nowhere
 
 
 def _validation_follows(trainer: L.Trainer) -> bool:

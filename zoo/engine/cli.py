@@ -68,7 +68,7 @@ class ZooCLI(LightningCLI):
             save_config_callback=None,  # RunRecord writes it, also when the user brings other loggers
             seed_everything_default=0,
             auto_configure_optimizers=False,  # tasks take theirs as arguments
-            load_from_checkpoint_support=False,  # tasks save plain hyper-parameters themselves; config.yaml has the rest
+            load_from_checkpoint_support=False,  # tasks save their plain hyper-parameters
             trainer_defaults={"use_distributed_sampler": False},  # our loaders shard themselves
             args=arguments,
         )

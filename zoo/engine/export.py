@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -48,7 +49,7 @@ def export(run_dir: str, checkpoint: str, output: str) -> str:
     return f"{target}: {len(tensors)} tensors of step {state['global_step']} from {source}"
 
 
-def write_predictions(outputs: Sequence[torch.Tensor], run_dir: Path) -> Path:
+def write_predictions(outputs: Sequence[Any], run_dir: Path) -> Path:
     """Write one batch's predictions after the other as `predictions.safetensors`, or with the next free number.
 
     Args:

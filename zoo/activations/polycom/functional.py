@@ -79,7 +79,7 @@ def poly_norm(
 ) -> Tensor:
     """PolyNorm: sum over p = 1 .. order of weight[order - p] * N(x^p), plus bias; N(u) = u / sqrt(mean(u^2) + eps).
 
-    |y| <= sqrt(D) * sum|weight| + |bias| for any input, so float16 does not overflow. Rows so large that x^(2 order)
+    ``|y| <= sqrt(D) * sum|weight| + |bias|`` for any input, so float16 does not overflow. Rows so large that x^(2 order)
     would leave float32 are rescaled exactly. A NaN makes its whole row NaN; an inf becomes NaN and the row's finite
     elements become bias.
 
@@ -151,7 +151,7 @@ def poly_norm_mul(
         bias: [1], [num_groups, 1] or None.
         eps: added to the mean of the squared power.
         norm: "rms" or "l2", see :func:`poly_norm`.
-        clamp: bound on |x| and |mul|, applied first; None leaves them.
+        clamp: bound on the magnitudes of x and mul, applied first; None leaves them.
         scores: [...] one factor a row, e.g. a router's, or None.
         tokens_per_expert: see :func:`poly_norm`.
         process_group: see :func:`poly_norm`.

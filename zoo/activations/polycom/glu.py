@@ -37,7 +37,7 @@ class PolyNormGLU(nn.Module):
         order: highest power (3, sec. 2).
         eps: see :class:`PolyNorm`.
         norm: see :class:`PolyNorm`.
-        clamp: bound on |gate| and |up|, applied first; None leaves them.
+        clamp: bound on the magnitudes of gate and up, applied first; None leaves them.
         bias: see :class:`PolyNorm`.
         init: see :class:`PolyNorm`.
         coeff_map: see :class:`PolyNorm`.

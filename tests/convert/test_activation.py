@@ -414,6 +414,9 @@ def test_blocks_that_look_gated_are_not():
     plain = nn.Module()
     plain.Wi, plain.act, plain.Wo = nn.Linear(DIM, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, DIM)
     assert [row.note for row in convert_activation(nn.Sequential(plain))] == [""]
+    chain = nn.Module()  # three layers one after the other
+    chain.w1, chain.act, chain.w2, chain.w3 = nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 12), nn.Linear(12, 4)
+    assert [row.note for row in convert_activation(nn.Sequential(chain))] == [""]
 
 
 def test_what_cannot_lose_its_gate():

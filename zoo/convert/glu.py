@@ -58,7 +58,9 @@ def _has_form(owner: nn.Module, form: GluForm) -> bool:
     if up is None or down is None:
         return False
     if form.gate is not None:
-        return children.get(form.gate) is not None
+        gate = children.get(form.gate)
+        widths = {features(up, "out"), features(down, "in"), None if gate is None else features(gate, "out")}
+        return gate is not None and len(widths) == 1  # three layers one after the other may bear these names too
     # timm's GatedMlp is twice as wide too, but activates both halves; only GluMlp says which half gates
     if form.up == "fc1" and not hasattr(owner, "gate_last"):
         return False

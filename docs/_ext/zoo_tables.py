@@ -118,9 +118,7 @@ def claims() -> str:
     rows = record["results"] if record else []
     seeds = sorted({row["seed"] for row in rows})
     loss = {(row["activation"], row["seed"]): row["val_loss"] for row in rows if "val_loss" in row}
-    moves = {
-        row["seed"]: row["largest_move"] for row in rows if row["activation"] == "polynorm" and "largest_move" in row
-    }
+    moves = {row["seed"]: row["largest_move"] for row in rows if row["activation"] == "polynorm" and "largest_move" in row}
 
     def lead(name: str, *others: str) -> list[float]:
         """For each seed, how far an activation lies below the best of the others; empty if a run is missing."""
@@ -147,15 +145,7 @@ def claims() -> str:
         row("SwiGLU ends below GELU, and GELU below ReLU", "2.190, 2.209, 2.216", _smaller(lead("swiglu", "gelu"), lead("gelu", "relu")), unit, 0, False),
         row(f"some coefficient of PolyNorm moves by more than {MOVED}", "no number", [moves[s] for s in seeds if s in moves], "from 1/3", MOVED, False),
     ]  # fmt: skip
-    head = [
-        "claim",
-        "promised at this size",
-        "paper, 1B parameters, 250 B tokens",
-        "ours",
-        "seeds",
-        "command",
-        "verdict",
-    ]
+    head = ["claim", "promised at this size", "paper, 1B parameters, 250 B tokens", "ours", "seeds", "command", "verdict"]
     return markdown(head, body)
 
 
@@ -178,13 +168,7 @@ def runs() -> str:
         parameters = next((f"{row['parameters']:,}" for row in mine if row), "")
         seconds = ", ".join(f"{row['wall_s']:.0f}" for row in mine if row)
         body.append([label, *losses, parameters, seconds, paper])
-    head = [
-        "activation",
-        *(f"val/loss, seed {seed}" for seed in seeds),
-        "parameters",
-        "seconds a run",
-        "paper: training loss",
-    ]
+    head = ["activation", *(f"val/loss, seed {seed}" for seed in seeds), "parameters", "seconds a run", "paper: training loss"]
     parts = [markdown(head, body)]
     learned = [[*_place(row, block), *_powers(block)] for row in found.values() if row["activation"] == "polynorm" for block in row.get("coefficients", [])]  # fmt: skip
     if learned:
@@ -225,21 +209,11 @@ def describe(record: Record) -> str:
     """Where, with what and from which commit a result comes."""
     env = record["environment"]
     git = env.get("git") or {}
-    commit = (
-        f"commit {git['commit'][:10]}{' with local changes' if git.get('dirty') else ''}"
-        if git
-        else "no commit recorded"
-    )
+    commit = f"commit {git['commit'][:10]}{' with local changes' if git.get('dirty') else ''}" if git else "no commit recorded"
     devices = ", ".join(env.get("devices") or []) if record.get("device") != "cpu" else ""
     machine = devices or f"{env.get('cpu') or 'CPU'}, {env['cpu_count']} cores"
-    versions = ", ".join(
-        f"{name} {env['packages'][name]}" for name in ("torch", "lightning") if name in env["packages"]
-    )
-    facts = [
-        record.get("what"),
-        record.get("implementation"),
-        f"{record['rounds']} rounds" if "rounds" in record else None,
-    ]
+    versions = ", ".join(f"{name} {env['packages'][name]}" for name in ("torch", "lightning") if name in env["packages"])
+    facts = [record.get("what"), record.get("implementation"), f"{record['rounds']} rounds" if "rounds" in record else None]
     said = [machine, versions, f"Python {env['python']}", *(fact for fact in facts if fact), commit, record.get("date")]
     return f"Measured on: {'; '.join(word for word in said if word)}."
 

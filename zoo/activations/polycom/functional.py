@@ -80,8 +80,8 @@ def poly_norm(
     """PolyNorm: sum over p = 1 .. order of weight[order - p] * N(x^p), plus bias; N(u) = u / sqrt(mean(u^2) + eps).
 
     ``|y| <= sqrt(D) * sum|weight| + |bias|`` for any input, so float16 does not overflow. Rows so large that
-    x^(2 order) would leave float32 are rescaled exactly. A NaN makes its whole row NaN; an inf becomes NaN and the row's finite
-    elements become bias.
+    x^(2 order) would leave float32 are rescaled exactly. A NaN makes its whole row NaN; an inf becomes NaN and the
+    row's finite elements become bias.
 
     Args:
         x: [..., D] with D on axis `dim`, D >= 1, floating point.

@@ -1,35 +1,214 @@
-"""Code blocks of the pages run, their links lead somewhere, and the picture's script draws it."""
+"""What the pages say is so: their code runs, their commands parse, their links and tables lead somewhere."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 import runpy
+import shlex
+import shutil
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+import yaml
 
-DOCS = Path(__file__).parents[1] / "docs"
+from zoo import cli, registry
+from zoo.catalog import COMPONENTS
+from zoo.engine.configs import resolve
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
+ONCE = ("python -m pip install ", "python -m pytest")  # what only a fresh machine runs
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def page_name(page: Path) -> str:
+    return page.relative_to(DOCS).with_suffix("").as_posix()
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    return [
+        code for language, code in re.findall(r"```(\w+)\n(.*?)```", page.read_text(), re.S) if language in languages
+    ]
+
+
+def commands(page: Path) -> list[str]:
+    lines = "\n".join(blocks(page, "console", "bash")).splitlines()
+    return [part.strip() for line in lines for part in line.split("&&") if part.strip()]
+
+
+COMMANDS = sorted({command for page in PAGES for command in commands(page)})
+
+
+def test_pages_are_there() -> None:
+    names = {page_name(page) for page in PAGES}
+    assert {"index", "training", "own_component", "evidence", "benchmarks", "components/polycom", "api/index"} <= names
+    assert len(COMMANDS) > 25
+
+
+@pytest.fixture
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tables", DOCS / "_ext/tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_python_blocks_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from zoo import registry
-
+    """In order and in one namespace, as a reader would."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_rows", dict(registry._rows))  # a page may register a component
     monkeypatch.setattr(registry, "_classes", dict(registry._classes))
-    names: dict = {"__name__": "page"}
-    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+    names: dict[str, Any] = {"__name__": page.stem}
+    for code in blocks(page, "python"):
         exec(compile(code, str(page), "exec"), names)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_yaml_blocks_parse(page: Path) -> None:
+    for text in blocks(page, "yaml"):
+        assert isinstance(yaml.safe_load(text), dict)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_is_understood(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Light commands run; those that train resolve their configs and options and stop before anything is built."""
+    monkeypatch.chdir(tmp_path)
+    if command.startswith(ONCE):
+        return
+    program, *arguments = shlex.split(command)
+    if program == "python":
+        script = arguments[1].replace(".", "/") + ".py" if arguments[0] == "-m" else arguments[0]
+        assert (ROOT / script).is_file()
+        return
+    assert program == "zoo"
+    if arguments[0] in cli.TRAINING:
+        for word in arguments:
+            if match := re.fullmatch(r"runs/(\w+)/config\.yaml", word):  # what an earlier command of the page wrote
+                Path(word).parent.mkdir(parents=True)
+                shutil.copy(resolve(f"lm/{match.group(1)}"), word)
+        last = [] if any(word.endswith(".help") for word in arguments) else ["--print_config"]
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*arguments, *last])
+        assert stop.value.code == 0, capsys.readouterr().err
+    elif arguments[0] == "export":
+        cli._parser().parse_args(arguments)
+    else:
+        assert cli.main(arguments) == 0
+        assert capsys.readouterr().out
+
+
+def slug(heading: str) -> str:
+    """The anchor MyST gives a heading, as GitHub does."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        found = page.parent / path if path else page
+        assert found.is_file(), target
+        if anchor:
+            assert anchor in map(slug, re.findall(r"^#+ (.*)$", found.read_text(), re.M)), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_tables_and_names_exist(page: Path, tables: ModuleType) -> None:
+    text = page.read_text()
+    assert set(re.findall(r"```\{zoo-table\} (\S+)", text)) <= tables.TABLES.keys()
+    names = re.findall(r"^\.\. auto\w+:: (\S+)", text, re.M)
+    names += re.findall(r"\{py:\w+\}`(?:[^`<]*<)?([\w.]+)>?`", text)
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        if module:
+            assert (
+                importlib.util.find_spec(name)
+                if is_module(name)
+                else hasattr(importlib.import_module(module), attribute)
+            )
+
+
+def is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # a class is not a package
+        return False
+
+
+def test_every_page_is_in_a_contents_list() -> None:
+    listed: set[str] = set()
+    for page in PAGES:
+        for body in re.findall(r"```\{toctree\}\n(.*?)```", page.read_text(), re.S):
+            entries = [line for line in body.splitlines() if line and line[0] != ":"]
+            listed |= {(page.parent / entry).relative_to(DOCS).as_posix() for entry in entries}
+    assert listed == {page_name(page) for page in PAGES} - {"index"}
 
 
 def test_gallery_draws_the_picture(tmp_path: Path) -> None:
-    runpy.run_path(str(DOCS / "gallery/polycom_curves.py"))["draw"](tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 20_000
+    drawn = tmp_path / "curves.png"
+    runpy.run_path(str(DOCS / "gallery/polycom_curves.py"))["draw"](drawn)
+    assert 20_000 < drawn.stat().st_size < 120_000
+    assert (DOCS / "_static/polycom_curves.png").stat().st_size < 120_000
+
+
+def test_component_table_is_the_catalog(tables: ModuleType) -> None:
+    lines = tables.components().splitlines()
+    assert len(lines) == 2 + len(COMPONENTS)
+    assert all(any(f"`{row.name}`" in line for line in lines) for row in COMPONENTS)
+
+
+def test_tables_stand_without_results(tables: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "nothing")
+    made = {name: make() for name, make in tables.TABLES.items()}
+    for name in ("speed", "speed-brief", "runs"):
+        assert made[name].startswith("Not measured yet: `scripts/bench/results/")
+    assert "not measured yet" in made["gpu"]
+    assert made["claims"].count("| not measured yet |") == 10  # five claims, figure and verdict
+
+
+def test_committed_results_make_tables(tables: ModuleType) -> None:
+    for name, make in tables.TABLES.items():
+        assert make(), name
+
+
+@pytest.mark.parametrize(
+    ("polynorm", "verdict", "figure"),
+    [((2.0, 2.0), "holds", "+0.050, +0.050"), ((2.0, 2.1), "does not hold (1 of 2 seeds)", "+0.050, -0.050")],
+)
+def test_verdict_comes_from_the_figures(
+    tables: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    polynorm: tuple[float, float],
+    verdict: str,
+    figure: str,
+) -> None:
+    losses = {"polyrelu": 2.05, "relu2": 2.2, "relu": 2.3, "gelu": 2.4, "swiglu": 2.5}
+    rows = [
+        {"activation": name, "seed": seed, "val_loss": loss, "parameters": 1, "wall_s": 1.0}
+        for seed in (0, 1)
+        for name, loss in {"polynorm": polynorm[seed], **losses}.items()
+    ]
+    environment = {"packages": {"torch": "2"}, "python": "3", "cpu_count": 2, "git": None}
+    record = {"device": "cpu", "environment": environment, "results": rows}
+    (tmp_path / "polycom_lm.json").write_text(json.dumps(record))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    first, *others = tables.claims().splitlines()[2:]
+    assert f"{figure} nats a byte of lead" in first
+    assert first.endswith(f"| {verdict} |")
+    assert others[2].endswith("| does not hold (0 of 2 seeds) |")  # SwiGLU ends above GELU here
+    assert "2.050" in tables.runs()
+
+    del rows[-1]
+    (tmp_path / "polycom_lm.json").write_text(json.dumps(record))
+    assert tables.claims().splitlines()[2].endswith("| not measured yet |")
+    assert "not run" in tables.runs()

@@ -1,0 +1,255 @@
+"""Tables of the pages as Markdown: components from the catalog, figures from scripts/bench/results/*.json.
+
+A result that is not there yet does not break the build; the table then says which command makes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from zoo import registry, settings
+from zoo.catalog import PAPERS
+
+RESULTS = Path(__file__).resolve().parents[2] / "scripts" / "bench" / "results"
+SPEED_COMMAND = "python -m scripts.bench.polycom"
+EVIDENCE_COMMAND = "python -m scripts.bench.polycom_lm"
+
+# Names of the rivals as a reader knows them; what is not here is shown as the script calls it.
+RIVALS = {
+    "ours": "ours",
+    "official": "official formula",
+    "official_checkpointed": "official, checkpointed",
+    "official_compiled": "official, torch.compile",
+    "gelu": "F.gelu",
+}
+# Activation, its name, and the training loss of the paper's 1B model after 250 B tokens, read from its figure.
+ACTIVATIONS = {
+    "polynorm": ("PolyNorm", "2.171"),
+    "polyrelu": ("PolyReLU", "2.178"),
+    "swiglu": ("SwiGLU", "2.190"),
+    "gelu": ("GELU", "2.209"),
+    "relu": ("ReLU", "2.216"),
+    "relu2": ("squared ReLU", "in an ablation figure only"),
+}
+GAP, MOVED = 0.04, 0.05
+
+Record = dict[str, Any]
+
+
+def components() -> str:
+    """One row a component of this distribution, by kind."""
+    rows = [row for row in registry.rows() if row.dist == "paperzoo"]
+    body = []
+    for row in sorted(rows, key=lambda row: (registry.KINDS.index(row.kind), row.name)):
+        module, _, cls = row.target.partition(":")
+        paper = PAPERS.get(row.paper or "")
+        source = f"[{paper.authors} {paper.year}]({paper.url}), {row.equations}" if paper else ""
+        body.append([row.kind, f"`{row.name}`", row.summary, f"{{py:class}}`{cls} <{module}.{cls}>`", source])
+    return markdown(["kind", "name", "what", "class", "paper"], body)
+
+
+def environment_variables() -> str:
+    """The table of zoo/settings.py."""
+    lines = (settings.__doc__ or "").splitlines()
+    return "\n".join(line for line in lines if line.startswith("|"))
+
+
+def speed(*, brief: bool) -> str:
+    """Forward and backward times of PolyNorm and PolyReLU on the CPU.
+
+    Args:
+        brief: the first shape alone.
+    """
+    record = load("polycom_cpu")
+    if record is None:
+        return not_run("polycom_cpu", SPEED_COMMAND)
+    cases = record["results"]
+    if brief:
+        cases = [case for case in cases if case["shape"] == cases[0]["shape"]]
+    parts = []
+    for op in dict.fromkeys(case["op"] for case in cases):
+        mine = [case for case in cases if case["op"] == op]
+        others = [name for name in mine[0]["rivals"] if name != "ours"]
+        head = [f"`{op}`", "ours, ms (quartiles apart)", *(f"{RIVALS.get(name, name)}, ratio" for name in others)]
+        parts.append(markdown(head, [_speed_row(case, others) for case in mine]))
+    parts.append(_kept(cases))
+    return "\n\n".join([*parts, describe(record)])
+
+
+def _speed_row(case: Record, others: Iterable[str]) -> list[str]:
+    ours = case["rivals"]["ours"]
+    ratios = [f"{case['rivals'][name]['ratio_to_ours']:.2f}" for name in others]
+    return [f"{case['shape']} {case['dtype']}", f"{ours['median_ms']:.2f} ({ours['iqr_ms']:.2f})", *ratios]
+
+
+def _kept(cases: list[Record]) -> str:
+    """What each rival keeps for the backward, the largest over the cases."""
+    most: dict[tuple[str, str], float] = {}
+    for case in cases:
+        for name, figures in case["rivals"].items():
+            key = case["op"], name
+            most[key] = max(most.get(key, 0.0), figures["saved_over_input"])
+    said = [
+        f"`{op}` " + ", ".join(f"{RIVALS.get(n, n)} {size:.2f}" for (o, n), size in most.items() if o == op)
+        for op in dict.fromkeys(op for op, _ in most)
+    ]
+    return f"Kept for the backward, in multiples of the input (largest of the cases): {'; '.join(said)}."
+
+
+def gpu() -> str:
+    """Figures of GPUs, of which there are none so far."""
+    found = [name for name, record in records().items() if record.get("device") not in ("cpu", None)]
+    if not found:
+        return "GPU figures: not measured yet."
+    return "\n\n".join(f"`{name}.json`: {describe(records()[name])}" for name in found)
+
+
+def claims() -> str:
+    """Claim, the paper's number, ours, seeds, command, verdict."""
+    record = load("polycom_lm")
+    rows = record["results"] if record else []
+    seeds = sorted({row["seed"] for row in rows})
+    loss = {(row["activation"], row["seed"]): row["val_loss"] for row in rows if "val_loss" in row}
+    moves = {
+        row["seed"]: row["largest_move"] for row in rows if row["activation"] == "polynorm" and "largest_move" in row
+    }
+
+    def lead(name: str, *others: str) -> list[float]:
+        """For each seed, how far an activation lies below the best of the others; empty if a run is missing."""
+        needed = [(which, seed) for seed in seeds for which in (name, *others)]
+        if not loss.keys() >= set(needed):
+            return []
+        return [min(loss[other, seed] for other in others) - loss[name, seed] for seed in seeds]
+
+    def row(claim: str, paper: str, figures: list[float], unit: str, least: float, promised: bool) -> list[str]:
+        shown = f"{', '.join(f'{value:+.3f}' for value in figures)} {unit}" if figures else "not measured yet"
+        verdict = "not measured yet"
+        if figures:
+            met = sum(value > least for value in figures)
+            verdict = "holds" if met == len(figures) else f"does not hold ({met} of {len(figures)} seeds)"
+        promise = "yes" if promised else "no"
+        return [claim, promise, paper, shown, ", ".join(map(str, seeds)) or "0, 1", f"`{EVIDENCE_COMMAND}`", verdict]
+
+    unit = "nats a byte of lead"
+    others = [name for name in ACTIVATIONS if name != "polynorm"]
+    first = lead("polynorm", *others)
+    smooth = lead("polynorm", "swiglu", "gelu")
+    relu = lead("polyrelu", "swiglu", "gelu")
+    baselines = _smaller(lead("swiglu", "gelu"), lead("gelu", "relu"))
+    moved = [moves[seed] for seed in seeds] if moves.keys() >= set(seeds) else []
+    body = [
+        row("PolyNorm ends lowest of the six", "2.171, the next 2.178", first, unit, 0, True),
+        row(f"PolyNorm ends {GAP} below SwiGLU and GELU", "2.171, 2.190, 2.209", smooth, unit, GAP, False),
+        row("PolyReLU ends below SwiGLU and GELU", "2.178, 2.190, 2.209", relu, unit, 0, False),
+        row("SwiGLU ends below GELU, GELU below ReLU", "2.190, 2.209, 2.216", baselines, unit, 0, False),
+        row(f"a coefficient of PolyNorm moves by {MOVED}", "no number", moved, "from 1/3", MOVED, False),
+    ]
+    head = ["claim", "promised here", "paper: training loss", "ours", "seeds", "command", "verdict"]
+    return markdown(head, body)
+
+
+def _smaller(first: list[float], second: list[float]) -> list[float]:
+    return [min(pair) for pair in zip(first, second, strict=True)] if first and second else []
+
+
+def runs() -> str:
+    """Validation loss of every run, and the coefficients PolyNorm ended with."""
+    record = load("polycom_lm")
+    if record is None:
+        return not_run("polycom_lm", EVIDENCE_COMMAND)
+    found = {(row["activation"], row["seed"]): row for row in record["results"] if "val_loss" in row}
+    failed = [row for row in record["results"] if "error" in row]
+    seeds = sorted({row["seed"] for row in record["results"]})
+    body = []
+    for name, (label, paper) in ACTIVATIONS.items():
+        mine = [found.get((name, seed)) for seed in seeds]
+        losses = [f"{row['val_loss']:.3f}" if row else "not run" for row in mine]
+        parameters = next((f"{row['parameters']:,}" for row in mine if row), "")
+        seconds = ", ".join(f"{row['wall_s']:.0f}" for row in mine if row)
+        body.append([label, *losses, parameters, seconds, paper])
+    head = [
+        "activation",
+        *(f"val/loss, seed {seed}" for seed in seeds),
+        "parameters",
+        "seconds a run",
+        "paper: training loss",
+    ]
+    parts = [markdown(head, body)]
+    learned = [
+        [str(row["seed"]), block["block"].rpartition(".")[2], *_powers(block)]
+        for row in found.values()
+        if row["activation"] == "polynorm"
+        for block in row.get("coefficients", [])
+    ]
+    if learned:
+        parts += ["Where PolyNorm's coefficients ended; they start at 1/3 and 0:"]
+        parts += [markdown(["seed", "block", "cube", "square", "linear", "constant"], learned)]
+    parts += [f"{row['activation']}, seed {row['seed']}, failed: {row['error']}" for row in failed]
+    asked = record.get("settings") or {}
+    if asked.get("quick") or asked.get("max_steps"):
+        parts.append(f"**Not the recipe**: run with {asked}.")
+    return "\n\n".join([*parts, describe(record)])
+
+
+def _powers(block: Record) -> list[str]:
+    return [f"{value:.3f}" for value in (*block["weight"], block["bias"])]
+
+
+def records() -> dict[str, Record]:
+    """Every committed result by the name of its file; those of `--quick` are left out."""
+    files = sorted(RESULTS.glob("*.json")) if RESULTS.is_dir() else []
+    return {path.stem: json.loads(path.read_text()) for path in files if not path.stem.endswith("_quick")}
+
+
+def load(name: str) -> Record | None:
+    """One result, None if its script has not been run."""
+    return records().get(name)
+
+
+def not_run(name: str, command: str) -> str:
+    """What stands in the place of a table that has no figures."""
+    file = f"scripts/bench/results/{name}.json"
+    return f"Not measured yet: `{file}` is not there. `{command}` from the repository root writes it."
+
+
+def describe(record: Record) -> str:
+    """Where, with what and from which commit a result comes."""
+    env = record["environment"]
+    git = env.get("git") or {}
+    commit = (
+        f"commit {git['commit'][:10]}{' with local changes' if git.get('dirty') else ''}"
+        if git
+        else "no commit recorded"
+    )
+    devices = ", ".join(env.get("devices") or []) if record.get("device") != "cpu" else ""
+    machine = devices or f"{env.get('cpu') or 'CPU'}, {env['cpu_count']} cores"
+    versions = ", ".join(
+        f"{name} {env['packages'][name]}" for name in ("torch", "lightning") if name in env["packages"]
+    )
+    facts = [
+        record.get("what"),
+        record.get("implementation"),
+        f"{record['rounds']} rounds" if "rounds" in record else None,
+    ]
+    said = [machine, versions, f"Python {env['python']}", *(fact for fact in facts if fact), commit, record.get("date")]
+    return f"Measured on: {'; '.join(word for word in said if word)}."
+
+
+def markdown(head: list[str], body: list[list[str]]) -> str:
+    """A table."""
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "components": components,
+    "environment": environment_variables,
+    "speed": lambda: speed(brief=False),
+    "speed-brief": lambda: speed(brief=True),
+    "gpu": gpu,
+    "claims": claims,
+    "runs": runs,
+}

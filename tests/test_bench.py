@@ -29,6 +29,7 @@ def test_verdicts_follow_from_the_rows() -> None:
     claims = polycom_lm.verdicts(rows, [0])
     assert claims == {
         "polynorm_lowest_every_seed": True,
+        "polynorm_lowest_of_the_papers_five": True,
         "polynorm_below_swiglu_and_gelu_by": 0.4,
         "polyrelu_below_gelu_and_swiglu": True,
         "coefficients_moved_more_than_0.05": True,

@@ -98,7 +98,13 @@ def test_command_is_understood(
         last = [] if any(word.endswith(".help") for word in arguments) else ["--print_config"]
         with pytest.raises(SystemExit) as stop:
             cli.main([*arguments, *last])
-        assert stop.value.code == 0, capsys.readouterr().err
+        printed = capsys.readouterr()
+        assert stop.value.code == 0, printed.err
+        if last:  # a component's name is checked only when something is built
+            given = yaml.safe_load(printed.out)["model"]["init_args"]
+            for kind, key in (("activation", "act"), ("norm", "norm"), ("loss", "loss")):
+                if given.get(key) is not None:
+                    registry.factory(kind, given[key])
     elif arguments[0] == "export":
         cli._parser().parse_args(arguments)
     else:

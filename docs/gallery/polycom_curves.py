@@ -24,7 +24,6 @@ OUT = Path(__file__).resolve().parents[1] / "_static" / "polycom_curves.png"
 SCALES = (0.5, 1.0, 2.0, 4.0)
 ORDERS = (2, 3, 4)
 MARKED = (-2.0, 2.0)
-MARKED = (-2.0, 2.0)
 
 
 def draw_family(axis: Axes) -> None:
@@ -66,7 +65,7 @@ def draw_scales(axis: Axes) -> None:
             j = int((row - at).abs().argmin())
             axis.plot(x[j].item(), y[j].item(), "o", color=color, markersize=5)
             axis.axhline(y[j].item(), color="0.8", linewidth=0.8, linestyle=":", zorder=0)
-    axis.set(title="PolyNorm of one row at four scales (dots: x = -2 rms and 2 rms)", xlabel="x", xlim=(-8.5, 8.5))
+    axis.set(title="PolyNorm of one row at four scales; dots at ±2 rms", xlabel="x", xlim=(-8.5, 8.5))
 
 
 def draw(path: Path) -> None:
@@ -81,7 +80,6 @@ def draw(path: Path) -> None:
             axis.axvline(0, color="0.8", linewidth=0.8, zorder=0)
             axis.spines[["top", "right"]].set_visible(False)
             axis.legend(frameon=False, loc="upper left", fontsize=9)
-            axis.title.set_fontsize(11)
             axis.title.set_fontsize(11)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)

@@ -22,21 +22,25 @@ from torch import Tensor
 from zoo.engine.record import describe_environment, write_text
 
 Run = Callable[[], object]
+Clock = Callable[[], float]
 
 
-def interleave(rivals: dict[str, Run], *, rounds: int, least_seconds: float = 0.02) -> dict[str, list[float]]:
+def interleave(
+    rivals: dict[str, Run], *, rounds: int, least_seconds: float = 0.02, clock: Clock = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds per call of each rival, one figure a round.
 
     Args:
         rivals: what to call, by name; each is called twice before the clock starts (compilation, allocator).
         rounds: figures per rival.
         least_seconds: a figure is the mean of as many calls as take about this long, at least one.
+        clock: seconds; time.process_time for work on one CPU thread leaves out what other processes take.
     """
     calls = {}
     for name, run in rivals.items():
         run()
         run()
-        calls[name] = max(1, round(least_seconds / _seconds(run, 1)))
+        calls[name] = max(1, round(least_seconds / max(_seconds(run, 1, clock), 1e-9)))
     times: dict[str, list[float]] = {name: [] for name in rivals}
     names = list(rivals)
     gc.collect()
@@ -45,19 +49,19 @@ def interleave(rivals: dict[str, Run], *, rounds: int, least_seconds: float = 0.
         for turn in range(rounds):
             shift = turn % len(names)
             for name in names[shift:] + names[:shift]:
-                times[name].append(_seconds(rivals[name], calls[name]))
+                times[name].append(_seconds(rivals[name], calls[name], clock))
     finally:
         gc.enable()
     return times
 
 
-def _seconds(run: Run, calls: int) -> float:
-    start = time.perf_counter()
+def _seconds(run: Run, calls: int, clock: Clock) -> float:
+    start = clock()
     for _ in range(calls):
         run()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) / calls
 
 
 def summarise(times: dict[str, list[float]], ours: str) -> dict[str, dict[str, float]]:
@@ -92,7 +96,7 @@ def saved_multiple(forward: Callable[..., Tensor], *inputs: Tensor) -> float:
 def write_results(path: Path, results: Any, **facts: Any) -> None:
     """The figures with everything needed to judge and repeat them."""
     record = {
-        "command": " ".join(["python", "-m", _module_name(), *sys.argv[1:]]),
+        "command": " ".join(["python", *_program(), *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
         "environment": {**describe_environment(), "cpu": _cpu_name()},
         **facts,
@@ -102,9 +106,9 @@ def write_results(path: Path, results: Any, **facts: Any) -> None:
     write_text(path, json.dumps(record, indent=1) + "\n")
 
 
-def _module_name() -> str:
+def _program() -> list[str]:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec.name if spec else sys.argv[0]
+    return ["-m", spec.name] if spec else [sys.argv[0]]
 
 
 def _cpu_name() -> str:

@@ -58,6 +58,7 @@ def row_scale(amax: Tensor, order: int) -> Tensor:
     largest_exponent = -int(math.log2(torch.finfo(amax.dtype).tiny))  # 1 / scale must not be a denormal
     exponent = torch.frexp(amax).exponent.clamp(max=largest_exponent)
     scale = torch.ldexp(torch.ones_like(amax), exponent)
+    # frexp leaves the exponent of inf and NaN open.
     return torch.where((amax > rescale_threshold(order)) & amax.isfinite(), scale, 1.0)
 
 

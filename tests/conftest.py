@@ -15,7 +15,7 @@ import zoo
 logging.raiseExceptions = False
 torch.set_num_threads(
     1
-)  # the tensors are small: a second thread costs more than it does, most of all on a busy machine
+)  # the tensors are small: a second thread costs more than it does
 os.environ.setdefault("ZOO_PLUGINS", "0")  # whatever else is installed must not decide a test
 
 

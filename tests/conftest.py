@@ -13,9 +13,7 @@ import zoo
 
 # Lightning's log handler keeps the stream it was born with, which pytest's capture closes after the first test.
 logging.raiseExceptions = False
-torch.set_num_threads(
-    1
-)  # the tensors are small: a second thread costs more than it does
+torch.set_num_threads(1)  # the tensors are small: a second thread costs more than it does
 os.environ.setdefault("ZOO_PLUGINS", "0")  # whatever else is installed must not decide a test
 
 

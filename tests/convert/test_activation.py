@@ -241,6 +241,8 @@ def test_a_chosen_site_must_fit_unless_the_dim_is_given():
         (timm.layers.LayerNorm2d(4), 1),
         (torchvision.ops.FrozenBatchNorm2d(4), 1),
         (nn.Sequential(nn.Linear(4, 4), nn.ConvTranspose2d(4, 4, 1), nn.BatchNorm1d(4)), 1),
+        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(4, 4), nn.BatchNorm1d(4)), -1),
+        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Embedding(4, 4)), 1),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -267,6 +269,30 @@ def test_default_keeps_what_may_follow_both_kinds_of_layers(act):
         convert_activation(SmallNet(act))
     assert len(convert_activation(SmallNet(act), "polyrelu")) == 1
     assert len(convert_activation(SmallNet(act), match="act")) == 1
+
+
+def test_order_tells_what_an_activation_follows():
+    class ConvNeXtBlock(nn.Module):
+        """Of the authors and of transformers: both kinds of layers before, but a linear one right before and after."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.dwconv, self.pwconv1 = nn.Conv2d(4, 4, 3), nn.Linear(4, 8)
+            self.act = nn.GELU()
+            self.pwconv2 = nn.Linear(8, 4)
+
+    class ActivationFirst(nn.Module):
+        """Registered before the layers it follows."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.GELU()
+            self.conv = nn.Conv2d(4, 4, 3)
+
+    assert len(convert_activation(ConvNeXtBlock())) == 1
+    assert len(convert_activation(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(4, 4), nn.GELU()))) == 1
+    with pytest.raises(ConversionError, match="act follows a Conv2d"):
+        convert_activation(ActivationFirst())
 
 
 def test_default_keeps_an_activation_without_layer_before_it():
@@ -331,7 +357,7 @@ def test_llama_gate_is_dropped():
     make = partial(stack, LlamaMLP)
     model, x = make(), torch.randn(4, DIM)
     with torch.no_grad():
-        model[0].up_proj.weight.mul_(3)
+        model[0].up_proj.weight[: HIDDEN // 2].mul_(9)  # where the gate is apart, every row makes the value
     spreads = [model[0].up_proj.weight.std().item(), model[0].down_proj.weight.std().item()]
     report = convert_activation(model, glu="drop")
     mlp = model[0]
@@ -401,6 +427,12 @@ def test_fresh_projections_train_in_a_frozen_host_and_start_without_bias():
 def test_a_gate_outside_the_match_does_not_count():
     with pytest.raises(ConversionError, match="no gated feed-forward"):
         convert_activation(nn.Sequential(GPT2MLP(), LlamaMLP()), match="0.act", glu="drop")
+
+
+def test_biases_and_a_norm_count_for_parity():
+    model = nn.Sequential(SwiGLU(8, 512, norm_layer=nn.LayerNorm))
+    report = convert_activation(model, glu="drop")
+    assert abs(report.parameters) < 0.01 * report.parameters_before
 
 
 def test_ungated_blocks_are_converted_beside_dropped_gates():
@@ -598,6 +630,8 @@ def test_timm_and_torch_activations_are_known():
         assert activation_kind(function) == ("bounded" if name in bounded else "hidden"), name
     for function in (F.relu, torch.relu, F.relu_, F.leaky_relu, F.hardswish, F.softplus, gelu_tanh):
         assert activation_kind(function) == "hidden"
+    assert activation_kind(type("Clipped", (nn.ReLU,), {})()) == "hidden"
+    assert activation_kind(type("NormReLU", (nn.LayerNorm,), {})(4)) is None
     for other in (
         F.dropout,
         F.softmax,
@@ -839,6 +873,12 @@ def test_captured_models_are_refused():
     with pytest.raises(ConversionError, match="before wrapping it in DistributedDataParallel"):
         convert_activation(DistributedDataParallel(nn.ReLU()))
 
+    class FSDPModule:
+        """Stands for the mixin by which torch's fully_shard changes a module's class."""
+
+    with pytest.raises(ConversionError, match="0 is a FSDPLinear; convert the model before sharding it"):
+        convert_activation(nn.Sequential(type("FSDPLinear", (FSDPModule, nn.Linear), {})(2, 2), nn.ReLU()))
+
 
 def test_failure_half_way_leaves_the_model_as_it_was():
     model = stack(GPT2MLP, 3)
@@ -873,3 +913,4 @@ def test_report_prints_every_path():
         assert line in text
     assert len({len(row) for row in text.splitlines() if " +4" in row and "gate" not in row}) == 1
     assert report.parameters == 12
+    assert "note" not in str(convert_activation(GPT2MLP()))  # a column without content is left out

@@ -1,8 +1,7 @@
-"""convert_activation on timm, torchvision, Hugging Face and plain models, with random weights."""
+"""convert_activation on timm, torchvision and plain models, with random weights."""
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
@@ -16,97 +15,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from tests.convert.hosts import (
+    DIM,
+    GPT2MLP,
+    HIDDEN,
+    LlamaMLP,
+    Scorer,
+    check_round_trips,
+    check_trains,
+    coefficients,
+    stack,
+    vit,
+)
 from zoo import PolyNorm, PolyReLU, ZooError, convert_activation
 from zoo.convert import ConversionError, ConversionReport
-from zoo.convert.glu import parity_width
-from zoo.convert.known import activation_kind
 from zoo.errors import ComponentArgumentError, UnknownComponentError
-
-DIM, HIDDEN = 16, 64
-gelu_tanh = partial(F.gelu, approximate="tanh")
-
-
-class LlamaMLP(nn.Module):
-    """The parts and the forward of the Llama, Mistral and Qwen feed-forward."""
-
-    def __init__(
-        self, dim: int = DIM, hidden: int = HIDDEN, act: nn.Module | Callable[[Tensor], Tensor] = F.silu
-    ) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(dim, hidden, bias=False)
-        self.up_proj = nn.Linear(dim, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, dim, bias=False)
-        self.act_fn = act
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
-
-
-class GPT2MLP(nn.Module):
-    """The parts of the GPT-2 feed-forward, with a function as its activation."""
-
-    def __init__(self, act: nn.Module | Callable[[Tensor], Tensor] = gelu_tanh) -> None:
-        super().__init__()
-        self.c_fc = nn.Linear(DIM, HIDDEN)
-        self.c_proj = nn.Linear(HIDDEN, DIM)
-        self.act = act
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(self.act(self.c_fc(x)))
-
-
-class Scorer(nn.Module):
-    """A known activation and one that bounds a value."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(DIM, 4)
-        self.act = nn.ReLU()
-        self.fc2 = nn.Linear(4, 1)
-        self.gate = nn.Sigmoid()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(self.fc2(self.act(self.fc1(x))))
-
-
-def stack(make: Callable[[], nn.Module], depth: int = 2) -> nn.Sequential:
-    return nn.Sequential(*(make() for _ in range(depth)))
-
-
-def vit(**changes) -> nn.Module:
-    return timm.models.VisionTransformer(
-        img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=3, **changes
-    )
-
-
-def coefficients(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, (PolyNorm, PolyReLU))]
-
-
-def check_trains(model: nn.Module, *inputs: Tensor, sites: int, pick: Callable = lambda out: out) -> None:
-    """Every site has its own instance, and each of its coefficients gets a gradient of its own."""
-    found = coefficients(model)
-    assert len(found) == len({id(module.weight) for module in found}) == sites
-    model.train()
-    pick(model(*inputs)).square().sum().backward()
-    for module in found:
-        for parameter in module.parameters():
-            assert parameter.grad is not None
-            assert parameter.grad.isfinite().all()
-            assert parameter.grad.count_nonzero() == parameter.numel()
-
-
-def check_round_trips(model: nn.Module, make: Callable[[], nn.Module], x: Tensor, **options) -> None:
-    """deepcopy, pickle and a state dict loaded into a model converted alike give the same output."""
-    model.eval()
-    y = model(x)
-    assert_close(deepcopy(model)(x), y, rtol=0, atol=0)
-    assert_close(pickle.loads(pickle.dumps(model))(x), y, rtol=0, atol=0)
-    other = make()
-    convert_activation(other, **options)
-    other.load_state_dict(model.state_dict())
-    assert_close(other.eval()(x), y, rtol=0, atol=0)
-
 
 # hosts
 
@@ -339,152 +262,6 @@ def test_timm_norm_that_holds_its_activation():
     check_trains(model, torch.randn(2, 3, 32, 32), sites=len(report))
 
 
-# gates of language models
-
-
-def test_llama_gate_is_kept():
-    model, x = stack(LlamaMLP), torch.randn(4, DIM)
-    report = convert_activation(model)
-    mlp = model[0]
-    assert_close(mlp(x), mlp.down_proj(PolyNorm()(mlp.gate_proj(x)) * mlp.up_proj(x)))
-    assert "act_fn" not in vars(mlp)
-    assert "0.act_fn.weight" in model.state_dict()
-    assert [(row.path, row.old) for row in report] == [("0.act_fn", "silu"), ("1.act_fn", "silu")]
-    check_trains(model, x, sites=2)
-
-
-def test_llama_gate_is_dropped():
-    make = partial(stack, LlamaMLP)
-    model, x = make(), torch.randn(4, DIM)
-    with torch.no_grad():
-        model[0].up_proj.weight[: HIDDEN // 2].mul_(9)  # where the gate is apart, every row makes the value
-    spreads = [model[0].up_proj.weight.std().item(), model[0].down_proj.weight.std().item()]
-    report = convert_activation(model, glu="drop")
-    mlp = model[0]
-    assert list(mlp.state_dict()) == ["up_proj.weight", "act_fn.weight", "act_fn.bias", "down_proj.weight"]
-    assert mlp.up_proj.weight.shape == (96, DIM)
-    fresh = [mlp.up_proj.weight.std().item(), mlp.down_proj.weight.std().item()]
-    assert_close(fresh, spreads, rtol=0.1, atol=0)
-    assert report.parameters == sum(row.parameters for row in report) == 8  # the coefficients
-    assert_close(mlp(x), mlp.down_proj(PolyNorm()(mlp.up_proj(x))))
-    check_trains(model, x, sites=2)
-    check_round_trips(model, make, x, glu="drop")
-
-
-def test_width_is_kept_on_request():
-    model = stack(LlamaMLP)
-    convert_activation(model, glu="drop", resize=None)
-    assert model[0].up_proj.out_features == HIDDEN
-
-
-@pytest.mark.parametrize(("gated", "plain"), [(5504, 8256), (1024, 1536), (11008, 16512), (14336, 21504)])
-def test_parity_of_the_paper(gated, plain):
-    assert parity_width(gated, 2048, 2048) == plain
-
-
-def test_parity_of_small_widths_takes_the_largest_step_that_fits():
-    assert parity_width(407, 96, 96) == 608  # exactly 610.5; 640 is 5 % off, 608 is 19 * 32
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_parity_is_within_one_percent(bias):
-    for inputs, outputs in ((8, 8), (96, 96), (96, 32)):
-        row = inputs + bias
-        for gated in range(40, 4000, 37):
-            plain = parity_width(gated, row, outputs)
-            assert abs(plain * (row + outputs) / (gated * (2 * row + outputs)) - 1) <= 0.01
-            if plain > 50 * 64:
-                assert plain % 64 == 0
-
-
-def test_tied_gated_mlp_is_replaced_once_everywhere():
-    mlp = LlamaMLP()
-    model = nn.ModuleDict({"a": nn.Sequential(mlp), "b": nn.Sequential(mlp)})
-    report = convert_activation(model, glu="drop")
-    assert model["a"][0] is model["b"][0]
-    assert [(row.path, row.note) for row in report] == [("a.0", "fresh weights, also b.0")]
-
-
-def test_dropped_gate_keeps_dtype_and_mode():
-    model = stack(LlamaMLP).to(torch.bfloat16).eval()
-    convert_activation(model, glu="drop")
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    assert not any(module.training for module in model.modules())
-
-
-def test_fresh_projections_train_in_a_frozen_host_and_start_without_bias():
-    model = nn.Sequential(SwiGLU(DIM, HIDDEN)).requires_grad_(False)
-    model[0].drop1.eval()
-    nn.init.zeros_(model[0].fc2.weight)
-    convert_activation(model, glu="drop")
-    assert all(parameter.requires_grad for parameter in model.parameters())
-    assert not model[0].fc1.bias.any()
-    assert not model[0].fc2.weight.any()  # a block that started as zero still does
-    assert model[0].training
-    assert not model[0].drop1.training
-
-
-def test_a_gate_outside_the_match_does_not_count():
-    with pytest.raises(ConversionError, match="no gated feed-forward"):
-        convert_activation(nn.Sequential(GPT2MLP(), LlamaMLP()), match="0.act", glu="drop")
-
-
-def test_biases_and_a_norm_count_for_parity():
-    model = nn.Sequential(SwiGLU(8, 512, norm_layer=nn.LayerNorm))
-    report = convert_activation(model, glu="drop")
-    assert abs(report.parameters) < 0.01 * report.parameters_before
-
-
-def test_ungated_blocks_are_converted_beside_dropped_gates():
-    report = convert_activation(nn.Sequential(GPT2MLP(), LlamaMLP()), glu="drop")
-    assert [row.path for row in report] == ["0.act", "1"]
-
-
-def test_blocks_that_look_gated_are_not():
-    spatial = nn.Sequential(timm.layers.GatedMlp(DIM, HIDDEN, gate_layer=nn.Identity))  # activates both halves
-    assert [row.note for row in convert_activation(spatial)] == [""]
-    plain = nn.Module()
-    plain.Wi, plain.act, plain.Wo = nn.Linear(DIM, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, DIM)
-    assert [row.note for row in convert_activation(nn.Sequential(plain))] == [""]
-    chain = nn.Module()  # three layers one after the other
-    chain.w1, chain.act, chain.w2, chain.w3 = nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 12), nn.Linear(12, 4)
-    assert [row.note for row in convert_activation(nn.Sequential(chain))] == [""]
-
-
-def test_what_cannot_lose_its_gate():
-    with pytest.raises(ConversionError, match=r"no gated feed-forward to convert in this Sequential.*: 1 GELU"):
-        convert_activation(nn.Sequential(nn.Linear(4, 4), nn.GELU()), glu="drop")
-    with pytest.raises(ConversionError, match="model itself is the gated LlamaMLP"):
-        convert_activation(LlamaMLP(), glu="drop")
-    odd = stack(LlamaMLP)
-    odd[1].sparsify = nn.Softmax(-1)
-    with pytest.raises(ConversionError, match=r"1.sparsify, a Softmax, has no known place"):
-        convert_activation(odd, glu="drop")
-    adapted = stack(LlamaMLP)
-    adapted[1].up_proj = type("LoRALinear", (nn.Linear,), {})(DIM, HIDDEN, bias=False)
-    with pytest.raises(ConversionError, match=r"1.up_proj is a LoRALinear"):
-        convert_activation(adapted, glu="drop")
-    normed = nn.Sequential(GluMlp(DIM, HIDDEN, norm_layer=nn.BatchNorm1d))
-    with pytest.raises(ConversionError, match=r"0.norm, a BatchNorm1d, cannot be rebuilt"):
-        convert_activation(normed, glu="drop")
-    assert isinstance(odd[0], LlamaMLP)  # planned before the error, not done
-
-
-class Experts(nn.Module):
-    """The mixture of experts of `transformers`: one tensor for all of them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate_up_proj = nn.Parameter(torch.randn(3, 2 * HIDDEN, DIM))
-        self.act_fn = nn.SiLU()
-
-
-def test_experts_in_one_tensor_share_an_activation_and_keep_their_gate():
-    with pytest.raises(ConversionError, match=r"0.act_fn serves experts"):
-        convert_activation(nn.Sequential(Experts(), LlamaMLP()), glu="drop")
-    assert [row.note for row in convert_activation(nn.Sequential(Experts()))] == ["one for all experts"]
-
-
 # torch.nn.TransformerEncoder
 
 
@@ -529,121 +306,6 @@ def test_encoder_leaves_nested_tensors():
     assert_close(fast[~padding], slow[~padding])
     assert_close(deepcopy(model)(x), model(x))
     check_trains(model, x, sites=2)
-
-
-# Hugging Face
-
-HF_SIZES = {"vocab_size": 64, "hidden_size": DIM, "num_hidden_layers": 2, "num_attention_heads": 2}
-HF_TOKENS = dict.fromkeys(["pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"], 0)
-
-
-def test_hf_llama():
-    transformers = pytest.importorskip("transformers")
-    config = transformers.LlamaConfig(**HF_SIZES, intermediate_size=HIDDEN)
-    tokens = torch.randint(0, 64, (2, 5))
-    kept, dropped = transformers.LlamaForCausalLM(config), transformers.LlamaForCausalLM(config)
-    assert [row.path for row in convert_activation(kept)] == [f"model.layers.{i}.mlp.act_fn" for i in (0, 1)]
-    check_trains(kept, tokens, sites=2, pick=lambda out: out.logits)
-    report = convert_activation(dropped, glu="drop")
-    assert not report.kept
-    assert dropped.model.layers[1].mlp.up_proj.out_features == 96
-    check_trains(dropped, tokens, sites=2, pick=lambda out: out.logits)
-
-
-@pytest.mark.parametrize("family", ["GPT2", "Bert", "OPT", "Phi3", "T5", "ModernBert"])
-def test_hf_families(family):
-    transformers = pytest.importorskip("transformers")
-    config, path, glu = {
-        "GPT2": (
-            transformers.GPT2Config(vocab_size=64, n_positions=16, n_embd=DIM, n_layer=2, n_head=2),
-            "h.0.mlp.act",
-            "keep",
-        ),
-        "Bert": (
-            transformers.BertConfig(**HF_SIZES, intermediate_size=HIDDEN),
-            "encoder.layer.0.intermediate.intermediate_act_fn",
-            "keep",
-        ),
-        "OPT": (
-            transformers.OPTConfig(**HF_SIZES, ffn_dim=HIDDEN, word_embed_proj_dim=DIM),
-            "decoder.layers.0.activation_fn",
-            "keep",
-        ),
-        "Phi3": (transformers.Phi3Config(**HF_SIZES, intermediate_size=HIDDEN, pad_token_id=0), "layers.0.mlp", "drop"),
-        "ModernBert": (
-            transformers.ModernBertConfig(**HF_SIZES, **HF_TOKENS, intermediate_size=HIDDEN),
-            "layers.0.mlp",
-            "drop",
-        ),
-        "T5": (
-            transformers.T5Config(
-                vocab_size=64,
-                d_model=DIM,
-                d_kv=8,
-                d_ff=HIDDEN,
-                num_layers=2,
-                num_heads=2,
-                feed_forward_proj="gated-gelu",
-            ),
-            "encoder.block.0.layer.1.DenseReluDense",
-            "drop",
-        ),
-    }[family]
-    model = getattr(transformers, f"{family}EncoderModel" if family == "T5" else f"{family}Model")(config)
-    report = convert_activation(model, glu=glu)
-    assert report.replaced[0].path == path
-    assert len(report) == 2
-    # BERT's pooler is the only activation that stays
-    assert [row.path for row in report.kept] == (["pooler.activation"] if family == "Bert" else [])
-    check_trains(model, torch.randint(0, 64, (2, 5)), sites=2, pick=lambda out: out.last_hidden_state * torch.rand(DIM))
-
-
-def test_hf_mixture_shares_an_activation_between_its_experts():
-    transformers = pytest.importorskip("transformers")
-    config = transformers.MixtralConfig(
-        **HF_SIZES, intermediate_size=HIDDEN, num_local_experts=2, num_key_value_heads=2
-    )
-    model = transformers.MixtralModel(config)
-    report = convert_activation(model)
-    assert len(report) == 2
-    assert {row.note for row in report} <= {"one for all experts", "on the gate"}  # newer and older transformers
-    check_trains(model, torch.randint(0, 64, (2, 5)), sites=2, pick=lambda out: out.last_hidden_state * torch.rand(DIM))
-
-
-def test_hf_activations_are_known():
-    activations = pytest.importorskip("transformers.activations")
-    kinds = {name: activation_kind(activations.ACT2FN[name]) for name in activations.ACT2CLS}
-    assert {name for name, kind in kinds.items() if kind != "hidden"} == {"linear", "sigmoid", "tanh"}
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_timm_and_torch_activations_are_known():
-    create = timm.layers.create_act
-    names = {**create._ACT_LAYER_DEFAULT, **create._ACT_LAYER_ME}
-    functions = {**create._ACT_FN_DEFAULT, **create._ACT_FN_ME}
-    bounded = {"sigmoid", "tanh", "hard_sigmoid", "hardsigmoid"}
-    for table in (names, functions):
-        table.pop("identity", None)  # timm lists it among them; it activates nothing
-    for name, make in names.items():
-        assert activation_kind(make()) == ("bounded" if name in bounded else "hidden"), name
-    for name, function in functions.items():
-        assert activation_kind(function) == ("bounded" if name in bounded else "hidden"), name
-    for function in (F.relu, torch.relu, F.relu_, F.leaky_relu, F.hardswish, F.softplus, gelu_tanh):
-        assert activation_kind(function) == "hidden"
-    assert activation_kind(type("Clipped", (nn.ReLU,), {})()) == "hidden"
-    assert activation_kind(type("NormReLU", (nn.LayerNorm,), {})(4)) is None
-    for other in (
-        F.dropout,
-        F.softmax,
-        nn.Softmax(-1),
-        nn.GLU(),
-        nn.Identity(),
-        nn.GELU,
-        nn.Linear(2, 2),
-        "relu",
-        None,
-    ):
-        assert activation_kind(other) is None
 
 
 # what is matched

@@ -43,7 +43,54 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         return window[:-1], window[1:]
 
 
-class ByteText(L.LightningDataModule):
+class TextModule(L.LightningDataModule):
+    """Loaders over windows of a text; a subclass says in `_cut` what the splits are. The test split is the validation
+    split."""
+
+    batch_size: int
+    seed: int
+    num_workers: int
+    _splits: tuple[Windows, Windows] | None = None
+
+    def _cut(self) -> tuple[Windows, Windows]:
+        """Training and validation windows."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the text and cut it into windows, once; every stage needs the same two splits."""
+        if self._splits is None:
+            self._splits = self._cut()
+
+    @property
+    def train_set(self) -> Windows:
+        """Training windows."""
+        self.setup()
+        assert self._splits is not None
+        return self._splits[0]
+
+    @property
+    def val_set(self) -> Windows:
+        """Validation windows, which are the test windows too."""
+        self.setup()
+        assert self._splits is not None
+        return self._splits[1]
+
+    def train_dataloader(self) -> DataLoader:
+        return train_loader(
+            self, self.train_set, batch_size=self.batch_size, seed=self.seed, num_workers=self.num_workers
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return eval_loader(self, self.val_set, batch_size=self.batch_size, num_workers=self.num_workers)
+
+    def test_dataloader(self) -> DataLoader:
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader:
+        return self.val_dataloader()
+
+
+class ByteText(TextModule):
     """Any text as a stream of bytes, cut into windows.
 
     A folder is split by a hash of each file's relative name, so a file stays in its split whatever machine reads it and
@@ -100,40 +147,6 @@ class ByteText(L.LightningDataModule):
         self.pattern, self.context, self.batch_size = pattern, context, batch_size
         self.val_fraction, self.stride, self.val_samples = val_fraction, stride or context, val_samples
         self.seed, self.num_workers = seed, num_workers
-        self._splits: tuple[Windows, Windows] | None = None
-
-    def setup(self, stage: str | None = None) -> None:
-        """Read the text and cut it into windows, once; every stage needs the same two splits."""
-        if self._splits is None:
-            train, val = self._read()
-            self._splits = (
-                Windows(train, range(0, len(train) - self.context, self.stride), self.context),
-                Windows(val, self._val_starts(len(val)), self.context),
-            )
-
-    @property
-    def train_set(self) -> Windows:
-        """Training windows."""
-        return self._windows()[0]
-
-    @property
-    def val_set(self) -> Windows:
-        """Validation windows, which are the test windows too."""
-        return self._windows()[1]
-
-    def train_dataloader(self) -> DataLoader:
-        return train_loader(
-            self, self.train_set, batch_size=self.batch_size, seed=self.seed, num_workers=self.num_workers
-        )
-
-    def val_dataloader(self) -> DataLoader:
-        return eval_loader(self, self.val_set, batch_size=self.batch_size, num_workers=self.num_workers)
-
-    def test_dataloader(self) -> DataLoader:
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> DataLoader:
-        return self.val_dataloader()
 
     @staticmethod
     def encode(text: str) -> Tensor:
@@ -145,10 +158,12 @@ class ByteText(L.LightningDataModule):
         """Text of byte values; bytes that are no UTF-8, such as half a character, become U+FFFD."""
         return bytes(ids.tolist() if isinstance(ids, Tensor) else ids).decode("utf-8", errors="replace")
 
-    def _windows(self) -> tuple[Windows, Windows]:
-        self.setup()
-        assert self._splits is not None
-        return self._splits
+    def _cut(self) -> tuple[Windows, Windows]:
+        train, val = self._read()
+        return (
+            Windows(train, range(0, len(train) - self.context, self.stride), self.context),
+            Windows(val, self._val_starts(len(val)), self.context),
+        )
 
     def _val_starts(self, length: int) -> Sequence[int]:
         tiles = range(0, length - self.context, self.context)

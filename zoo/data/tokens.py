@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import lightning as L
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from ..errors import DataError
-from .loader import eval_loader, train_loader
-from .text import Windows
+from .text import TextModule, Windows
 
 
-class TokenFiles(L.LightningDataModule):
+class TokenFiles(TextModule):
     """Token ids from two .npy files, mapped into memory, so they may exceed it.
 
     Args:
@@ -50,22 +47,8 @@ class TokenFiles(L.LightningDataModule):
         self.vocab_size, self.context, self.batch_size, self.val_samples = vocab_size, context, batch_size, val_samples
         self.seed, self.num_workers = seed, num_workers
 
-    def setup(self, stage: str | None = None) -> None:
-        self.train_set, self.val_set = self._windows("train", None), self._windows("val", self.val_samples)
-
-    def train_dataloader(self) -> DataLoader:
-        return train_loader(
-            self, self.train_set, batch_size=self.batch_size, seed=self.seed, num_workers=self.num_workers
-        )
-
-    def val_dataloader(self) -> DataLoader:
-        return eval_loader(self, self.val_set, batch_size=self.batch_size, num_workers=self.num_workers)
-
-    def test_dataloader(self) -> DataLoader:
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> DataLoader:
-        return self.val_dataloader()
+    def _cut(self) -> tuple[Windows, Windows]:
+        return self._windows("train", None), self._windows("val", self.val_samples)
 
     def _windows(self, split: str, most: int | None) -> Windows:
         path = self.paths[split]

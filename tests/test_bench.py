@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from scripts.bench import _timing, polycom_lm
+from scripts.bench import _timing, polycom, polycom_lm
 
 RESULTS = Path(__file__).parents[1] / "scripts/bench/results"
 
@@ -20,6 +22,34 @@ def test_rivals_take_turns_and_ratios_are_to_ours() -> None:
     assert [len(seconds) for seconds in times.values()] == [4, 4]
     table = _timing.summarise({"ours": [1.0, 2.0, 4.0], "theirs": [3.0, 6.0, 12.0]}, "ours")
     assert table["theirs"] == {"median_ms": 6000.0, "iqr_ms": 9000.0, "ratio_to_ours": 3.0}
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+def test_speed_script_measures_and_records(tmp_path: Path) -> None:
+    out = tmp_path / "polycom.json"
+    assert polycom.main(["--quick", "--rounds", "2", "--out", str(out)]) == 0
+    record = json.loads(out.read_text())
+    assert len(record["results"]) == 4
+    for case in record["results"]:
+        assert case["rivals"]["ours"]["ratio_to_ours"] == 1
+        assert case["rivals"]["ours"]["saved_over_input"] < case["rivals"]["official"]["saved_over_input"]
+        assert "official_compiled" in case["skipped"]
+    assert [promise["met"] for promise in record["acceptance"]] == [None, None]  # not at this size
+
+
+@pytest.mark.usefixtures("threads")
+def test_speed_script_times_nothing_when_ours_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polycom, "poly_norm", lambda x, weight, bias: 1.001 * x + 0 * weight.sum() + bias)
+    out = tmp_path / "polycom.json"
+    assert polycom.main(["--quick", "--out", str(out)]) == 1
+    assert not out.exists()
 
 
 def test_verdicts_follow_from_the_rows() -> None:

@@ -43,7 +43,7 @@ def test_quickstart_trains_and_reports(
     assert main(["fit", "--config", "configs/quickstart.yaml", "--config=_parts/quiet", *short]) == 0
     printed = capsys.readouterr().out
     assert re.search(
-        r"trained 4 steps in \d+ s: val/loss [\d.]+\nbest val/loss [\d.]+ at step \d\nreport: (.*)", printed
+        r"trained 4 steps in \d+ s: val/loss [\d.]+\nbest val/loss [\d.]+ after \d steps\nreport: (.*)", printed
     )
     assert {path.name for path in (tmp_path / "runs/quickstart/report").iterdir()} == {
         "activations.png",

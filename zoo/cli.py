@@ -24,11 +24,12 @@ TRAINING = {
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One sentence, without the usage dump."""
-        word, _, rest = message.partition("invalid choice: ")
+        _, _, rest = message.partition("invalid choice: ")
         if rest:
+            # argparse quotes the choices or not, depending on the version of Python
             wrong = rest.split("'")[1]
-            choices = [*TRAINING, "list", "info", "doctor", "export"] if "command" in word else registry.KINDS
-            message = f"{rest.partition(' (')[0]} is not one of {', '.join(choices)}."
+            choices = [choice.strip(" '") for choice in rest.partition("(choose from ")[2].rstrip(")").split(",")]
+            message = f"{wrong!r} is not one of {', '.join(choices)}."
             message += registry.did_you_mean(wrong, choices, n=1)
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2)

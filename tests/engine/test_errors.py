@@ -123,6 +123,7 @@ def test_text_mistake_gets_one_sentence(mistake: list[str], message: str, capsys
         (["fti"], "'fti' is not one of fit, validate, test, predict, list, info, doctor, export. Did you mean 'fit'?"),
         (["fit"], "no data and model given; name a config, e.g. --config quickstart"),
         (["list", "actvation"], "'actvation' is not one of activation, layer, norm, loss, "),
+        (["list", "--paper", "polycon"], "'polycon' is not one of polycom. Did you mean 'polycom'?"),
         (["info", "activation", "polynrm"], "no activation is called 'polynrm'. Did you mean 'polynorm'"),
         (["info", "norm", "polynorm"], "'polynorm' is an activation, not a norm."),
         (["export", "runs/x", "-o", "y"], "no checkpoint at runs/x/checkpoints/best.ckpt; train first"),

@@ -73,7 +73,7 @@ class Report(L.Callback):
         scored = [(row[self.monitor], row["step"]) for row in rows if self.monitor in row]
         if self.monitor is not None and scored:
             value, step = (min if self.mode == "min" else max)(scored, key=lambda pair: pair[0])
-            result["best"] = {"metric": self.monitor, "value": value, "step": step}
+            result["best"] = {"metric": self.monitor, "value": value, "after_steps": step + 1}  # lines count from 0
         return result
 
 
@@ -81,10 +81,11 @@ def summarize(result: dict[str, Any], folder: Path) -> str:
     """The reached figures and where the report is."""
     shown = {k: v for k, v in result["final"].items() if k.startswith("val/")} or result["final"]
     figures = "  ".join(f"{k} {v:.4g}" for k, v in shown.items() if isinstance(v, float))
-    lines = [f"trained {result['steps']} steps in {result['wall_s']:.0f} s: {figures}"]
+    reached = figures or "nothing was logged; lower trainer.log_every_n_steps or validate"
+    lines = [f"trained {result['steps']} steps in {result['wall_s']:.0f} s: {reached}"]
     if "best" in result:
         best = result["best"]
-        lines.append(f"best {best['metric']} {best['value']:.4g} at step {best['step']}")
+        lines.append(f"best {best['metric']} {best['value']:.4g} after {best['after_steps']} steps")
     lines.append(f"report: {folder}")
     return "\n".join(lines)
 

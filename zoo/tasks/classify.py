@@ -129,7 +129,7 @@ class ImageClassifier(L.LightningModule):
         logits = self(images)
         loss.update(self.loss(logits, target), len(images))  # weighted: the last batch may be smaller
         quality.update(logits, target.long())
-        if self.confusion is not None and stage == "val":
+        if self.confusion is not None and stage == "val" and not self.trainer.sanity_checking:
             self.confusion.update(logits, target)
         metrics = {f"{stage}/loss": loss, f"{stage}/{'map' if self.multi_label else 'acc'}": quality}
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)

@@ -1,6 +1,6 @@
 """The claim of the PolyCom paper at a size a laptop reaches: which activation trains the byte-level LM best?
 
-    python -m scripts.bench.polycom_lm                      # six activations, seeds 0 and 1: twelve runs, one by one
+    python -m scripts.bench.polycom_lm                      # six activations, seeds 0, 1, 2: eighteen runs, one by one
     python -m scripts.bench.polycom_lm --jobs 2 --resume    # two at a time; keep the runs that are already in the file
     python -m scripts.bench.polycom_lm --quick --activations polynorm --seeds 0
 
@@ -183,7 +183,7 @@ def verdict(claim: str, holds: bool | None) -> str:
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--activations", nargs="+", choices=ACTIVATIONS, default=list(ACTIVATIONS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--max_steps", type=int, default=None, help="other than the configs' 400")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--resume", action="store_true", help="keep finished rows of the file with the same recipe")

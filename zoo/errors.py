@@ -19,3 +19,11 @@ class DataError(ZooError, ValueError):
 
 class RunError(ZooError, RuntimeError):
     """A run directory or checkpoint that cannot be used as asked."""
+
+
+class KernelError(ZooError, RuntimeError):
+    """A native kernel that cannot be found, loaded or launched as asked."""
+
+
+class KernelBuildError(KernelError):
+    """A kernel source that does not compile, or nothing to compile it with; the message holds the compiler's."""

@@ -2,6 +2,9 @@
 
 | variable | values | meaning |
 | --- | --- | --- |
+| `ZOO_KERNELS` | `auto` (default), `off`, `require` | `off`: no native kernels; `require`: an error where there is none |
+| `ZOO_CACHE_DIR` | a folder | where compiled kernels are kept; `$XDG_CACHE_HOME/zoo`, else `~/.cache/zoo` |
+| `ZOO_KERNEL_DIR` | a folder | kernels of `zoo kernels build --out`, looked at before the cache |
 | `ZOO_PLUGINS` | `1` (default), `0` | `0` ignores components announced by other distributions |
 | `ZOO_DEBUG` | `0` (default), `1` | `1` shows full tracebacks and the parser's own messages |
 | `ZOO_DATA` | a folder | real data for local runs and optional tests |
@@ -11,6 +14,37 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal, cast, get_args
+
+from .errors import KernelError
+
+KernelMode = Literal["auto", "off", "require"]
+
+
+def kernel_mode() -> KernelMode:
+    """Whether native kernels are used where they can be, never, or always.
+
+    Raises:
+        KernelError: for any other word.
+    """
+    word = os.environ.get("ZOO_KERNELS", "auto")
+    if word not in get_args(KernelMode):
+        raise KernelError(f"ZOO_KERNELS must be auto, off or require, got {word!r}")
+    return cast(KernelMode, word)
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept. It need not exist."""
+    chosen = os.environ.get("ZOO_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zoo"
+
+
+def prebuilt_folder() -> Path | None:
+    """Kernels the user compiled ahead of time, if any."""
+    folder = os.environ.get("ZOO_KERNEL_DIR")
+    return Path(folder) if folder else None
 
 
 def plugins_enabled() -> bool:

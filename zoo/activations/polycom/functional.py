@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from . import ops as ops  # registers torch.ops.zoo.*
+from ...kernels import use_cpu_library
+from .ops import fused_poly_norm, fused_poly_norm_mul, fused_poly_relu
 from .reference import (
+    MOST_NATIVE_POWERS,
     Shards,
     compute_dtype,
     horner,
@@ -56,12 +58,15 @@ def poly_relu(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend:
     _check_input("poly_relu", x)
     _check_weight("poly_relu", weight, None)
     bias = _check_bias("poly_relu", bias, None)
-    if _use_formula("poly_relu", backend):
+    if (
+        _use_formula("poly_relu", backend, weight) or torch.compiler.is_compiling()
+    ):  # inductor fuses what is elementwise
         return poly_relu_reference(x, weight, bias)
+    _prepare(x)
     if x.is_contiguous():
-        return torch.ops.zoo.poly_relu(x, weight, bias)
+        return fused_poly_relu(x, weight.contiguous(), bias)
     dense, order = _dense(x, range(x.ndim))
-    y = torch.ops.zoo.poly_relu(dense, weight, bias)
+    y = fused_poly_relu(dense, weight.contiguous(), bias)
     return _formatted_like(x, y.permute(_inverse(order)))
 
 
@@ -115,16 +120,16 @@ def poly_norm(
     _check_rows(op, x, dim, norm)
     weight, bias, grouped = _coefficients(op, x, dim, weight, bias, tokens_per_expert)
     rms = norm == "rms"
-    if process_group is not None or _use_formula(op, backend):
+    if process_group is not None or _use_formula(op, backend, weight):
         moved, shards = x.movedim(dim, -1), _shards(process_group)
         if grouped:
             weight, bias = _like_rows(weight, moved), None if bias is None else _like_rows(bias, moved)
         return poly_norm_reference(moved, weight, bias, eps=eps, rms=rms, shards=shards).movedim(-1, dim)
     if x.is_contiguous() and dim in (-1, x.ndim - 1):
-        return torch.ops.zoo.poly_norm(x.view(-1, x.shape[-1]), weight, bias, eps, rms)[0].view_as(x)
+        return _poly_norm_rows(x.view(-1, x.shape[-1]), weight, bias, eps, rms).view_as(x)
     others = [axis for axis in range(x.ndim) if axis != dim % x.ndim]
     dense, order = _dense(x, others, dim % x.ndim, keep_order=grouped)
-    y = torch.ops.zoo.poly_norm(dense.view(-1, dense.shape[-1]), weight, bias, eps, rms)[0]
+    y = _poly_norm_rows(dense.view(-1, dense.shape[-1]), weight, bias, eps, rms)
     return _formatted_like(x, y.view(dense.shape).permute(_inverse(order)))
 
 
@@ -186,14 +191,18 @@ def poly_norm_mul(
         raise ValueError(f"{op}: clamp must be positive or None, got {clamp}")
     weight, bias, grouped = _coefficients(op, x, -1, weight, bias, tokens_per_expert)
     rms = norm == "rms"
-    if process_group is not None or _use_formula(op, backend):
+    if process_group is not None or _use_formula(op, backend, weight):
         if grouped:
             weight, bias = _like_rows(weight, x), None if bias is None else _like_rows(bias, x)
         shards = _shards(process_group)
         return poly_norm_mul_reference(x, mul, weight, bias, scores, eps=eps, rms=rms, clamp=clamp, shards=shards)
     rows, factors = (-1, x.shape[-1]), None if scores is None else scores.reshape(-1)
     gate, up = x.contiguous().view(rows), mul.contiguous().view(rows)
-    return torch.ops.zoo.poly_norm_mul(gate, up, weight, bias, factors, eps, rms, clamp)[0].view(x.shape)
+    arguments = (gate, up, weight.contiguous(), bias, factors, eps, rms, clamp)
+    if torch.compiler.is_compiling():
+        return torch.ops.zoo.poly_norm_mul(*arguments)[0].view(x.shape)
+    _prepare(x)
+    return fused_poly_norm_mul(*arguments).view(x.shape)
 
 
 def poly_com(
@@ -280,16 +289,40 @@ def _elementwise(rho: str | Callable[[Tensor], Tensor], slope: Tensor | None) ->
     return functions[rho]
 
 
-def _use_formula(op: str, backend: str) -> bool:
+def _use_formula(op: str, backend: str, weight: Tensor) -> bool:
     """Whether the differentiable formula runs instead of the op.
 
-    Inductor fuses the formula into two loops, which an opaque op would forbid, and functorch can batch and
-    differentiate it in every mode.
+    functorch can batch and differentiate it in every mode, torch.export gets operators of PyTorch alone, and inductor
+    fuses it into two loops where there is no kernel of ours to call.
     """
     if backend not in ("auto", "eager"):
         raise ValueError(f"{op}: backend must be 'auto' or 'eager', got {backend!r}")
+    if backend == "eager" or weight.shape[-1] > MOST_NATIVE_POWERS:
+        return True
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting() or not _compiled_code_calls_kernels(weight.device.type)
     # functorch has no public question of this kind; autograd.Function asks it the same way.
-    return backend == "eager" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return torch._C._are_functorch_transforms_active()
+
+
+@torch.compiler.assume_constant_result
+def _compiled_code_calls_kernels(device: str) -> bool:
+    """Whether ours is worth an op that inductor cannot look into: on the CPU it is several times faster."""
+    return device == "cuda" or (device == "cpu" and use_cpu_library())
+
+
+def _prepare(x: Tensor) -> None:
+    """Load the CPU library before its ops are called for the first time; CUDA kernels are loaded one by one."""
+    if x.device.type == "cpu":
+        use_cpu_library()
+
+
+def _poly_norm_rows(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, rms: bool) -> Tensor:
+    weight = weight.contiguous()
+    if torch.compiler.is_compiling():
+        return torch.ops.zoo.poly_norm(x, weight, bias, eps, rms)[0]
+    _prepare(x)
+    return fused_poly_norm(x, weight, bias, eps, rms)
 
 
 def _shards(process_group: ProcessGroup | None) -> Shards | None:

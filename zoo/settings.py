@@ -2,7 +2,7 @@
 
 | variable | values | meaning |
 | --- | --- | --- |
-| `ZOO_KERNELS` | `auto` (default), `off`, `require` | `off`: no native kernels; `require`: an error where there is none |
+| `ZOO_KERNELS` | `auto` (default), `off`, `require` | `off`: no native kernels; `require`: an error without |
 | `ZOO_CACHE_DIR` | a folder | where compiled kernels are kept; `$XDG_CACHE_HOME/zoo`, else `~/.cache/zoo` |
 | `ZOO_KERNEL_DIR` | a folder | kernels of `zoo kernels build --out`, looked at before the cache |
 | `ZOO_PLUGINS` | `1` (default), `0` | `0` ignores components announced by other distributions |

@@ -11,8 +11,8 @@
 | `commands` | `zoo kernels build`, `status`, `clear` |
 
 A component asks two questions: :func:`use_cpu_library` before an op on CPU tensors, :func:`use_cuda` before one on
-CUDA tensors. Both answer True, or say once why not and how to mend it and answer False; with `ZOO_KERNELS=require` they raise
-instead, with `ZOO_KERNELS=off` they are False and silent.
+CUDA tensors. Both answer True, or say once why not and how to mend it and answer False; with `ZOO_KERNELS=require` they
+raise instead, with `ZOO_KERNELS=off` they are False and silent.
 """
 
 from .cpu import use_cpu_library

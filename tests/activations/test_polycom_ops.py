@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import zoo.functional
 from tests._numerics import assert_close
-from tests.activations.polycom_baselines import official_poly_norm, oracle_poly_norm
+from tests.activations.polycom_baselines import official_poly_norm
+from tests.implementations import IMPLEMENTATIONS
 from zoo.activations.polycom import PolyNorm, PolyNormGLU, PolyReLU
 from zoo.functional import poly_norm, poly_norm_mul, poly_relu
 
@@ -45,38 +46,11 @@ def _op_arguments() -> dict[str, tuple[str, tuple[Any, ...]]]:
     "ignore:The .grad attribute of a Tensor that is not a leaf"
 )  # opcheck looks at .grad itself
 @pytest.mark.parametrize("case", list(_op_arguments()))
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:3] + IMPLEMENTATIONS[-2:], indirect=True)
+@pytest.mark.usefixtures("implementation")
 def test_opcheck(case: str) -> None:
     name, arguments = _op_arguments()[case]
     torch.library.opcheck(getattr(torch.ops.zoo, name).default, arguments)
-
-
-@pytest.mark.parametrize("clamp", [None, 0.8])
-@pytest.mark.parametrize("with_scores", [True, False])
-def test_gated_form_equals_its_factors(clamp: float | None, with_scores: bool) -> None:
-    x, mul = (torch.randn(3, 5, 9, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    weight, bias = (torch.randn(n, dtype=torch.float64, requires_grad=True) for n in (3, 1))
-    scores = torch.rand(3, 5, dtype=torch.float64, requires_grad=True) if with_scores else None
-    leaves = [t for t in (x, mul, weight, bias, scores) if t is not None]
-    gate, up = (x, mul) if clamp is None else (x.clamp(-clamp, clamp), mul.clamp(-clamp, clamp))
-    expected = oracle_poly_norm(gate, weight, bias) * up * (1 if scores is None else scores[..., None])
-    grad = torch.randn_like(expected)
-    for backend in ("auto", "eager"):
-        y = poly_norm_mul(x, mul, weight, bias, clamp=clamp, scores=scores, backend=backend)
-        assert_close(y, expected)
-        wanted = torch.autograd.grad(expected, leaves, grad, retain_graph=True)
-        for actual, gradient in zip(torch.autograd.grad(y, leaves, grad), wanted, strict=True):
-            assert_close(actual, gradient)
-
-
-@pytest.mark.parametrize("scale", [1e12, 1e30])
-def test_gated_form_rescales(scale: float) -> None:
-    x, mul, weight, grad = scale * torch.randn(4, 9), torch.randn(4, 9), torch.randn(3), torch.randn(4, 9)
-    leaves = [t.requires_grad_() for t in (x, mul, weight)]
-    exact = [t.detach().double().requires_grad_() for t in leaves]
-    ours = torch.autograd.grad(poly_norm_mul(*leaves), leaves, grad)
-    expected = torch.autograd.grad(oracle_poly_norm(exact[0], exact[2], None) * exact[1], exact, grad.double())
-    for actual, wanted in zip(ours, expected, strict=True):
-        assert_close(actual, wanted, like=torch.float32, loose=4)
 
 
 def _saved_bytes(function: Any, *inputs: Tensor) -> int:

@@ -113,6 +113,11 @@ def _power_sums(t: Tensor, order: int) -> Tensor:
     return torch.cat([*sums, torch.full_like(sums[0], t.shape[-1])], -1)
 
 
+def _clamped(t: Tensor, bound: float) -> Tensor:
+    """t within +-bound, with a slope of 1 at the bound itself: torch.clamp has 0 there in some versions, 1 in others."""
+    return torch.where(t.abs() <= bound, t, t.detach().clamp(-bound, bound))
+
+
 def poly_norm_mul_reference(
     x: Tensor,
     mul: Tensor,
@@ -141,7 +146,7 @@ def poly_norm_mul_reference(
     dtype = compute_dtype(x.dtype)
     gate, up = x.to(dtype), mul.to(dtype)
     if clamp is not None:
-        gate, up = gate.clamp(-clamp, clamp), up.clamp(-clamp, clamp)
+        gate, up = _clamped(gate, clamp), _clamped(up, clamp)
     y = poly_norm_reference(gate, weight, bias, eps=eps, rms=rms, shards=shards) * up
     if scores is not None:
         scores = scores.to(dtype).unsqueeze(-1)

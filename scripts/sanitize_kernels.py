@@ -36,8 +36,33 @@ def selftest(folder: Path) -> None:
             check(emulator.Launcher(library, schedule, seed))
 
 
+def polycom(folder: Path) -> None:
+    """PolyNorm, its gated form and PolyReLU, forward and backward: ragged rows, every variant, every schedule."""
+    import torch
+
+    from tests.implementations import emulated_kernels
+    from zoo.functional import poly_norm, poly_norm_mul, poly_relu
+    from zoo.kernels.emulation import SCHEDULES, EmulatedMachine
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for schedule in SCHEDULES.values():
+            with emulated_kernels(EmulatedMachine(folder, schedule, sanitize=True)):
+                for rows, width in ((3, 1), (9, 37), (2, 1037), (2, 17001)):
+                    x, mul = (torch.randn(rows, width).to(dtype).requires_grad_() for _ in range(2))
+                    weight, bias, scores = torch.randn(3), torch.randn(1), torch.rand(rows)
+                    per_row = torch.randn(rows, 3), torch.randn(rows, 1)
+                    for y in (
+                        poly_norm(x, weight, bias),
+                        poly_norm(x, *per_row, tokens_per_expert=[1] * rows),
+                        poly_norm_mul(x, mul, weight, bias, scores=scores, clamp=1.0),
+                        poly_relu(x, weight, bias),
+                    ):
+                        y.float().sum().backward()
+
+
 TARGETS: list[tuple[str, Target]] = [
     ("selftest", selftest),
+    ("polycom", polycom),
 ]
 
 

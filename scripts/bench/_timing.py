@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.engine.record import describe_environment, write_text
+from zoo.environment import describe_environment, write_text
 
 Run = Callable[[], object]
 Clock = Callable[[], float]

@@ -15,8 +15,8 @@ from typing import Any
 import lightning as L
 import torch
 
+from ..environment import write_text
 from .jsonl import read_metrics
-from .record import write_text
 
 
 class Report(L.Callback):

@@ -15,8 +15,8 @@ from typing import Any
 
 # Contraction into fused multiply-adds is off, so that results equal those of the reference to the last bit where the
 # order of operations does; hidden symbols, so that two loaded libraries never share the emulator's state.
-_FLAGS = ("-x", "c++", "-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-ffp-contract=off", "-fvisibility=hidden")
-_SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
+_FLAGS = ("-x", "c++", "-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-fvisibility=hidden")
+_SANITIZE = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
 _SOURCES = {".h", ".hpp", ".cuh", ".cu", ".inc"}
 
 

@@ -114,7 +114,7 @@ def _power_sums(t: Tensor, order: int) -> Tensor:
 
 
 def _clamped(t: Tensor, bound: float) -> Tensor:
-    """t within +-bound, with a slope of 1 at the bound itself: torch.clamp has 0 there in some versions, 1 in others."""
+    """t within +-bound, with slope 1 at the bound itself: torch.clamp has 0 there in some versions, 1 in others."""
     return torch.where(t.abs() <= bound, t, t.detach().clamp(-bound, bound))
 
 

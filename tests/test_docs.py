@@ -84,7 +84,7 @@ def test_command_is_understood(
     monkeypatch.chdir(tmp_path)
     if command.startswith(ONCE):
         return
-    program, *arguments = shlex.split(command)
+    program, *arguments = shlex.split(re.sub(r"^(?:[A-Z_]+=\S+ )+", "", command))
     if program == "python":
         script = arguments[1].replace(".", "/") + ".py" if arguments[0] == "-m" else arguments[0]
         assert (ROOT / script).is_file()
@@ -105,7 +105,7 @@ def test_command_is_understood(
             for kind, key in (("activation", "act"), ("norm", "norm"), ("loss", "loss")):
                 if given.get(key) is not None:
                     registry.factory(kind, given[key])
-    elif arguments[0] == "export":
+    elif arguments[0] in ("export", "kernels"):  # these write, compile or delete
         cli._parser().parse_args(arguments)
     else:
         assert cli.main(arguments) == 0
@@ -175,10 +175,29 @@ def test_component_table_is_the_catalog(tables: ModuleType) -> None:
 def test_tables_stand_without_results(tables: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tables, "RESULTS", tmp_path / "nothing")
     made = {name: make() for name, make in tables.TABLES.items()}
-    for name in ("speed", "speed-brief", "runs"):
+    for name in ("speed", "speed-brief", "speed-closed-form", "runs"):
         assert made[name].startswith("Not measured yet: `scripts/bench/results/")
     assert "not measured yet" in made["gpu"]
+    assert made["polycom-roofline"].count("| not measured |") == 24
     assert all(line.count("| not measured yet |") == 2 for line in made["claims"].splitlines()[2:])  # figure, verdict
+
+
+def test_figures_of_a_gpu_reach_the_tables(tables: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    figures = {
+        "ours": {"median_ms": 0.0312, "ratio_to_ours": 1.0},
+        "official": {"median_ms": 1.0, "ratio_to_ours": 32.0},
+    }
+    result = {"name": "poly_norm forward", "shape": [2048, 8192], "dtype": "bfloat16", "rivals": figures}
+    result |= {"share_of_copy": 0.75, "target_share": 0.8, "met": False}
+    environment = {"packages": {"torch": "2"}, "python": "3", "cpu_count": 2, "git": None, "devices": ["A GPU"]}
+    record = {"device": "A GPU", "date": "2026-01-01", "environment": environment, "results": [result]}
+    record |= {"ceilings": {"copy_bytes_per_s": 3e12}, "compared": {"checks": 9, "failed": {}}}
+    (tmp_path / "a-gpu.json").write_text(json.dumps(record))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert "| 0.0312 | 75.0% (missed, target 80%) | official formula 32.00 |" in tables.gpu()
+    roofline = tables.polycom_roofline()
+    assert "| poly_norm forward | [2048, 8192] | 67 | 0.024 | 0.041 | 0.0312 (A GPU) |" in roofline
+    assert roofline.count("| not measured |") == 23
 
 
 def test_committed_results_make_tables(tables: ModuleType) -> None:

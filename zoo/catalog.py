@@ -73,6 +73,9 @@ _ALL_FLOATS = ("float64", "float32", "bfloat16", "float16")
 _LANGUAGE = frozenset({"language", "vision"})
 
 
+_KERNELS = ("torch", "cpu", "cuda")
+
+
 def _polycom(name: str, kind: Kind, cls: str, summary: str, equations: str) -> Component:
     return Component(
         name=name,
@@ -84,6 +87,7 @@ def _polycom(name: str, kind: Kind, cls: str, summary: str, equations: str) -> C
         tags=_LANGUAGE,
         dtypes=_ALL_FLOATS,
         grad_order=2,
+        backends=_KERNELS,
     )
 
 

@@ -77,12 +77,34 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("doctor", help="versions, devices and what is broken")
     command.set_defaults(run=_doctor)
 
+    _add_kernels(
+        commands.add_parser("kernels", help="compile the native kernels ahead of time, look at them, clear them")
+    )
+
     command = commands.add_parser("export", help="weights of a run's checkpoint as one .safetensors file")
     command.add_argument("run_dir", help="directory of the run, e.g. runs/quickstart")
     command.add_argument("-o", "--output", required=True, help="file to write, e.g. model.safetensors")
     command.add_argument("--checkpoint", default="best", choices=("best", "last"), help="which one (default: best)")
     command.set_defaults(run=_export)
     return parser
+
+
+def _add_kernels(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(title="actions", metavar="action", dest="action", required=True)
+    action = actions.add_parser("build", help="compile the kernels and the CPU library, into the cache or a folder")
+    action.add_argument("--arch", metavar="LIST", help="compute capabilities, as 80,90 (default: of the GPUs here)")
+    action.add_argument("--out", metavar="DIR", help="a folder to name in ZOO_KERNEL_DIR (default: the cache)")
+    action.add_argument("--jobs", type=int, metavar="N", help="threads (default: one a core)")
+    action.add_argument("--orders", default="1-5", metavar="N-N", help="of the polynomials, as 3 (default: 1-5)")
+    action.add_argument(
+        "--cpu",
+        action=argparse.BooleanOptionalAction,
+        help="the CPU library; a missing C++ compiler is then an error (default: if there is one)",
+    )
+    action = actions.add_parser("status", help="what is compiled, what can be, and by what")
+    action.add_argument("--json", action="store_true", help="as JSON")
+    actions.add_parser("clear", help="delete what was compiled from the cache")
+    parser.set_defaults(run=_kernels)
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -125,6 +147,13 @@ def _doctor(_: argparse.Namespace) -> int:
     text, healthy = diagnose()
     print(text)
     return 0 if healthy else 1
+
+
+def _kernels(options: argparse.Namespace) -> int:
+    from .kernels import commands
+
+    run = {"build": commands.build, "status": commands.status, "clear": commands.clear}[options.action]
+    return run(options)
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -70,4 +70,6 @@ def _devices(broken: list[str]) -> list[str]:
     else:
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is a CPU build"
         lines.append(f"CUDA: no device ({built})")
-    return lines
+    from .kernels.commands import diagnose  # needs torch, which is there
+
+    return lines + diagnose(broken)

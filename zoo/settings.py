@@ -34,11 +34,18 @@ def kernel_mode() -> KernelMode:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept. It need not exist."""
+    """Where compiled kernels are kept. It need not exist.
+
+    Raises:
+        KernelError: if no folder is named and the user has no home.
+    """
     chosen = os.environ.get("ZOO_CACHE_DIR")
     if chosen:
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zoo"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zoo"
+    except RuntimeError:  # a user id without a home
+        raise KernelError("there is no home directory to keep compiled kernels in; set ZOO_CACHE_DIR") from None
 
 
 def prebuilt_folder() -> Path | None:

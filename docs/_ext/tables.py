@@ -15,7 +15,20 @@ from zoo.catalog import PAPERS
 
 RESULTS = Path(__file__).resolve().parents[2] / "scripts" / "bench" / "results"
 SPEED_COMMAND = "python -m scripts.bench.polycom"
+CLOSED_FORM_COMMAND = f"ZOO_KERNELS=off {SPEED_COMMAND}"
 EVIDENCE_COMMAND = "python -m scripts.bench.polycom_lm"
+GPU_COMMAND = "python -m scripts.gpu_check"
+# TB/s of elementwise kernels with two tensors and with more: published for the H100, 80 % of 2.04 for the A100-80G.
+BANDWIDTHS = {"H100": (2.84, 2.94), "A100-80G": (1.63, 1.63)}
+POLYCOM_SHAPES = ((2048, 8192), (4096, 8256), (4096, 16384), (2048, 32768))
+POLYCOM_TENSORS = {
+    "poly_norm forward": 2,
+    "poly_norm backward": 3,
+    "poly_relu forward": 2,
+    "poly_relu backward": 3,
+    "poly_norm_mul forward": 3,
+    "poly_norm_mul backward": 5,
+}
 
 # Names of the rivals as a reader knows them; what is not here is shown as the script calls it.
 RIVALS = {
@@ -57,15 +70,16 @@ def environment_variables() -> str:
     return "\n".join(line for line in lines if line.startswith("|"))
 
 
-def speed(*, brief: bool) -> str:
+def speed(name: str = "polycom_cpu", *, brief: bool) -> str:
     """Forward and backward times of PolyNorm and PolyReLU on the CPU.
 
     Args:
+        name: of the result.
         brief: the first shape alone.
     """
-    record = load("polycom_cpu")
+    record = load(name)
     if record is None:
-        return not_run("polycom_cpu", SPEED_COMMAND)
+        return not_run(name, SPEED_COMMAND if name == "polycom_cpu" else CLOSED_FORM_COMMAND)
     cases = record["results"]
     if brief:
         cases = [case for case in cases if case["shape"] == cases[0]["shape"]]
@@ -100,11 +114,58 @@ def _kept(cases: list[Record]) -> str:
 
 
 def gpu() -> str:
-    """Figures of GPUs, of which there are none so far."""
-    found = [name for name, record in records().items() if record.get("device") not in ("cpu", None)]
+    """What has been measured on GPUs, device by device."""
+    found = gpu_records()
     if not found:
-        return "GPU figures: not measured yet."
-    return "\n\n".join(f"`{name}.json`: {describe(records()[name])}" for name in found)
+        return f"GPU figures: not measured yet. `{GPU_COMMAND}` on a machine with one makes them."
+    return "\n\n".join(_gpu_device(name, record) for name, record in found.items())
+
+
+def gpu_records() -> dict[str, Record]:
+    """Results of scripts/gpu_check.py, the latest last."""
+    found = {name: record for name, record in records().items() if record.get("device") not in ("cpu", None)}
+    return dict(sorted(found.items(), key=lambda item: item[1]["date"]))
+
+
+def _gpu_device(name: str, record: Record) -> str:
+    body = []
+    for result in record["results"]:
+        rivals = result["rivals"]
+        others = ", ".join(f"{RIVALS.get(n, n)} {r['ratio_to_ours']:.2f}" for n, r in rivals.items() if n != "ours")
+        verdict = "met" if result["met"] else "missed"
+        share = f"{result['share_of_copy']:.1%} ({verdict}, target {result['target_share']:.0%})"
+        what = f"{result['name']} {result['shape']} {result['dtype']}"
+        body.append([what, f"{rivals['ours']['median_ms']:.4f}", share, others])
+    head = ["operation", "ours, ms", "share of the copy bandwidth", "rivals, ratio to ours"]
+    copy = record["ceilings"].get("copy_bytes_per_s", 0) / 1e12
+    wrong = len(record["compared"]["failed"])
+    said = f"Copy: {copy:.2f} TB/s. {record['compared']['checks']} comparisons, {wrong} wrong."
+    return "\n\n".join([f"`{name}.json`", markdown(head, body), said, describe(record)])
+
+
+def polycom_roofline() -> str:
+    """Bytes a PolyCom kernel must move, the time that takes, and what was measured."""
+    measured: dict[tuple[str, tuple[int, ...]], str] = {}
+    for record in gpu_records().values():
+        for result in record["results"]:
+            ours = f"{result['rivals']['ours']['median_ms']:.4f} ({record['device']})"
+            measured[result["name"], tuple(result["shape"])] = ours
+    body = []
+    for shape in POLYCOM_SHAPES:
+        for name, tensors in POLYCOM_TENSORS.items():
+            moved = 2 * tensors * shape[0] * shape[1]
+            times = [f"{1e3 * moved / (rates[tensors > 2] * 1e12):.3f}" for rates in BANDWIDTHS.values()]
+            body.append(
+                [name, str(list(shape)), f"{moved / 1e6:.0f}", *times, measured.get((name, shape), "not measured")]
+            )
+    head = [
+        "kernel, bfloat16",
+        "shape",
+        "MB moved",
+        *(f"{device}, expected ms" for device in BANDWIDTHS),
+        "measured ms",
+    ]
+    return markdown(head, body)
 
 
 def claims() -> str:
@@ -251,7 +312,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "environment": environment_variables,
     "speed": lambda: speed(brief=False),
     "speed-brief": lambda: speed(brief=True),
+    "speed-closed-form": lambda: speed("polycom_cpu_closed_form", brief=True),
     "gpu": gpu,
+    "polycom-roofline": polycom_roofline,
     "claims": claims,
     "runs": runs,
 }

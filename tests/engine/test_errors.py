@@ -120,7 +120,10 @@ def test_text_mistake_gets_one_sentence(mistake: list[str], message: str, capsys
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["fti"], "'fti' is not one of fit, validate, test, predict, list, info, doctor, export. Did you mean 'fit'?"),
+        (
+            ["fti"],
+            "'fti' is not one of fit, validate, test, predict, list, info, doctor, kernels, export. Did you mean",
+        ),
         (["fit"], "no data and model given; name a config, e.g. --config quickstart"),
         (["list", "actvation"], "'actvation' is not one of activation, layer, norm, loss, "),
         (["list", "--paper", "polycon"], "'polycon' is not one of polycom. Did you mean 'polycom'?"),

@@ -23,6 +23,8 @@ from . import sources, store
 
 TORCH_TARGET = "0x020a000000000000"  # 2.10
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}")
+# What __FILE__ becomes in messages: a library that is handed on must not name places on the machine that built it.
+_PREFIXES = ("cuda_kernels", "torch")
 # What x86-64-v3 promises, as Linux calls it; abm is lzcnt.
 _V3 = {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"}
 _SLOWER = "the affected ops run through PyTorch, several times slower"
@@ -77,7 +79,7 @@ def find() -> Path | None:
     for folder in (*store.ahead_of_time(), store.cache_folder()):
         for level in levels():
             path = folder / file_name(level)
-            if path.is_file():
+            if store.is_whole(path):
                 return path
     return None
 
@@ -92,7 +94,7 @@ def _fingerprint() -> str:
     texts: dict[str, str] = {}
     for source in _sources():
         texts |= sources.closure(source)
-    return sources.fingerprint(texts, _FLAGS)
+    return sources.fingerprint(texts, _FLAGS, _PREFIXES)
 
 
 def _sources() -> list[str]:
@@ -134,15 +136,12 @@ def build(folder: Path, level: str | None = None) -> Path:
     command = compiler()
     try:
         with store.lock(folder / f".{path.stem}.lock"):
-            if not path.is_file():
+            if not store.is_whole(path):
                 print(f"zoo: compiling the CPU kernels, once, into {folder}", file=sys.stderr)
                 with store.scratch(path) as temporary:
                     _compile(command, level or levels()[0], temporary)
     except OSError as error:
-        raise KernelBuildError(
-            f"cannot write the compiled kernels to {folder} ({error.strerror or error}); set ZOO_CACHE_DIR to a folder"
-            " with room that can be written"
-        ) from error
+        raise store.cannot_write(folder, error) from error
     return path
 
 
@@ -154,7 +153,10 @@ def compiler() -> list[str]:
     """
     if sys.platform not in ("linux", "darwin"):
         raise KernelBuildError(f"The native kernels are for Linux and macOS, this is {sys.platform}.")
-    chosen = shlex.split(os.environ.get("CXX", ""))
+    try:
+        chosen = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise KernelBuildError(f"CXX must be a command, got {os.environ['CXX']!r} ({error})") from None
     for command in [chosen] if chosen else [["g++"], ["c++"], ["clang++"]]:
         if shutil.which(command[0]):
             return command
@@ -173,8 +175,14 @@ def _compile(command: list[str], level: str, output: Path) -> None:
     march = [f"-march={level}"] if level.startswith(("x86", "arm")) else []
     paths = [str(sources.folder() / source) for source in _sources()]
     include = [f"-I{sources.folder()}", f"-I{home / 'include'}"]
-    whole = [*command, *_FLAGS, *march, *include, "-shared", *paths, "-o", str(output), f"-L{home / 'lib'}", *link]
-    done = subprocess.run(whole, capture_output=True, text=True, check=False)
+    places = zip((sources.folder(), home), _PREFIXES, strict=True)
+    shorten = [f"-ffile-prefix-map={place}={name}" for place, name in places]
+    what = ["-shared", *paths, "-o", str(output), f"-L{home / 'lib'}", *link]
+    whole = [*command, *_FLAGS, *shorten, *march, *include, *what]
+    try:
+        done = subprocess.run(whole, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise KernelBuildError(f"the C++ compiler {command[0]} cannot be run: {error.strerror}; set CXX") from error
     if done.returncode:
         first = next((line for line in done.stderr.splitlines() if "error" in line.lower()), "")
         raise KernelBuildError(

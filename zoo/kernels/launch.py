@@ -219,7 +219,7 @@ class Gpu:
             raise KernelError(
                 f"The kernels need compute capability 7.5, {properties.name} has {self.arch[0]}.{self.arch[1:]}."
             )
-        self.device = _checked(driver().cuDeviceGet(self._driver_index()))
+        self.device = _checked(driver().cuDeviceGet(index))  # torch counts the visible devices as the driver does
         self.multiprocessors = properties.multi_processor_count
         attribute = driver().CUdevice_attribute
         most = self._attribute(attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
@@ -230,10 +230,6 @@ class Gpu:
         self._bound = threading.local()
         self._lock = threading.Lock()
 
-    def _driver_index(self) -> int:
-        """torch counts the visible devices, as the driver does."""
-        return self.index
-
     def _attribute(self, which: Any) -> int:
         return _checked(driver().cuDeviceGetAttribute(which, self.device))
 
@@ -241,17 +237,15 @@ class Gpu:
         """Compile or find the unit and give it to the driver."""
         with self._lock:
             if unit not in self._libraries:
-                self._bind_thread()
                 data = nvrtc.cubin(unit, self.arch)
+                self._bind_thread()
                 self._libraries[unit] = _checked(driver().cuLibraryLoadData(data, None, None, 0, None, None, 0))
 
     def _bind_thread(self) -> None:
-        """The driver wants a context in every thread; torch's own calls may not have made one in this one yet."""
+        """The driver wants a context in every thread; torch may have made no call yet that gives this one its own."""
         if not getattr(self._bound, "done", False):
-            with torch.cuda.device(self.index):
-                torch.cuda.synchronize(self.index)
-                if int(_checked(driver().cuCtxGetCurrent())) == 0:
-                    _checked(driver().cuCtxSetCurrent(_checked(driver().cuDevicePrimaryCtxRetain(self.device))))
+            if int(_checked(driver().cuCtxGetCurrent())) == 0:
+                _checked(driver().cuCtxSetCurrent(_checked(driver().cuDevicePrimaryCtxRetain(self.device))))
             self._bound.done = True
 
     def _function(self, unit: Unit, name: str) -> Any:
@@ -262,7 +256,7 @@ class Gpu:
             # Above 48 KiB a kernel must be told beforehand; it costs nothing to allow what may come.
             attribute = driver().CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             _checked(driver().cuKernelSetAttribute(attribute, self.shared_bytes, found, self.device))
-            self._functions[unit, name] = found
+            found = self._functions[unit, name] = driver().CUfunction(int(found))  # one handle serves every context
         return found
 
     def run(self, unit: Unit, name: str, grid: Extent, block: Extent, shared: int, arguments: list[Any]) -> None:

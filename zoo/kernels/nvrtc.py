@@ -10,10 +10,13 @@ from typing import Any
 from ..errors import KernelBuildError
 from ..warn import warn_once
 from . import store
-from .sources import Unit, closure, fingerprint
+from .sources import ARCHITECTURES, Unit, closure, fingerprint
 
 # Without -lineinfo: it makes a cubin ten times as large and writes this machine's paths into it.
 _OPTIONS = ("--std=c++17",)
+
+
+_TEGRA = ("72", "87", "101", "110")  # Xavier, Orin, Thor: no binary compatibility with anything else
 
 
 def cubin(unit: Unit, arch: str) -> bytes:
@@ -42,13 +45,13 @@ def find(unit: Unit, arch: str) -> Path | None:
     for folder in store.ahead_of_time():
         for candidate in _same_family(arch):
             path = folder / file_name(unit, candidate)
-            if _is_whole(path):
+            if store.is_whole(path):
                 return path
     try:
         path = store.cache_folder() / file_name(unit, arch, version())
     except KernelBuildError:
         return None
-    return path if _is_whole(path) else None
+    return path if store.is_whole(path) else None
 
 
 def file_name(unit: Unit, arch: str, compiler: tuple[int, int] | None = None) -> str:
@@ -58,18 +61,11 @@ def file_name(unit: Unit, arch: str, compiler: tuple[int, int] | None = None) ->
 
 
 def _same_family(arch: str) -> list[str]:
-    """Machine code for 8.0 runs on 8.6, not the other way round, and not across major versions."""
+    """Machine code for 8.0 runs on 8.6, not the other way round, not across major versions, and never on a Tegra."""
+    if arch in _TEGRA:
+        return [arch]
     major, minor = arch[:-1], int(arch[-1])
     return [f"{major}{older}" for older in range(minor, -1, -1)]
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether there is an ELF file: a cache on a disk that lost its last writes holds files of zeros."""
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"\x7fELF"
-    except OSError:
-        return False
 
 
 @functools.cache
@@ -94,6 +90,13 @@ def version() -> tuple[int, int]:
     """Of NVRTC."""
     _, major, minor = bindings().nvrtcVersion()
     return major, minor
+
+
+@functools.cache
+def architectures() -> tuple[str, ...]:
+    """Compute capabilities that this NVRTC compiles for and that the kernels are written for, such as "90"."""
+    found = _checked(bindings().nvrtcGetSupportedArchs())
+    return tuple(str(arch) for arch in found if arch >= int(ARCHITECTURES[0]))
 
 
 def compile_unit(unit: Unit, arch: str) -> bytes:

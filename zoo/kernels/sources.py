@@ -21,6 +21,9 @@ ARCHITECTURES = ("75", "80", "86", "90", "100", "120")
 SCALARS = {"float32": "float", "float64": "double", "bfloat16": "zoo::bf16", "float16": "zoo::half"}
 """Storage types of the kernels by torch's name for them."""
 
+MOST_POWERS = 32
+"""Highest order the PolyCom kernels take (kMostPowers of `polycom/math.h`)."""
+
 ORDERS = range(1, 6)
 """Orders of the PolyCom kernels that are compiled ahead of time; any other is compiled when first used."""
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ...kernels import launch, use_cuda
 from ...kernels.launch import MOST_BLOCKS, Extent, Kernel, Machine, Signature
-from ...kernels.sources import Unit, poly_norm_unit, poly_relu_unit, row_plan
+from ...kernels.sources import MOST_POWERS, Unit, poly_norm_unit, poly_relu_unit, row_plan
 from . import eager
-from .reference import MOST_NATIVE_POWERS, compute_dtype, rescale_threshold
+from .reference import compute_dtype, rescale_threshold
 
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # enum Dtype of scalar.h
 _WARP_THREADS = 256  # of a block in which each warp has a row
@@ -45,7 +45,7 @@ def _kernel(unit: Unit, name: str, signature: Signature) -> Kernel:
 def _unit(x: Tensor, weight: Tensor, gated: bool | None) -> Unit | None:
     """The unit that serves, PolyReLU's for None; None if no kernel can be used here."""
     dtype, order = str(x.dtype).removeprefix("torch."), weight.shape[-1]
-    if x.dtype not in _DTYPE_CODES or order > MOST_NATIVE_POWERS or weight.dtype not in _DTYPE_CODES:
+    if x.dtype not in _DTYPE_CODES or order > MOST_POWERS or weight.dtype not in _DTYPE_CODES:
         return None
     unit = poly_relu_unit(dtype, order) if gated is None else poly_norm_unit(dtype, order, gated)
     return unit if use_cuda(unit, x.device) else None

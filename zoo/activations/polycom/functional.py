@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from ... import settings
 from ...kernels import use_cpu_library
+from ...kernels.sources import MOST_POWERS
 from .ops import fused_poly_norm, fused_poly_norm_mul, fused_poly_relu
 from .reference import (
-    MOST_NATIVE_POWERS,
     Shards,
     compute_dtype,
     horner,
@@ -297,7 +298,7 @@ def _use_formula(op: str, backend: str, weight: Tensor) -> bool:
     """
     if backend not in ("auto", "eager"):
         raise ValueError(f"{op}: backend must be 'auto' or 'eager', got {backend!r}")
-    if backend == "eager" or weight.shape[-1] > MOST_NATIVE_POWERS:
+    if backend == "eager" or weight.shape[-1] > MOST_POWERS:
         return True
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting() or not _compiled_code_calls_kernels(weight.device.type)
@@ -305,10 +306,15 @@ def _use_formula(op: str, backend: str, weight: Tensor) -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
-@torch.compiler.assume_constant_result
 def _compiled_code_calls_kernels(device: str) -> bool:
     """Whether ours is worth an op that inductor cannot look into: on the CPU it is several times faster."""
-    return device == "cuda" or (device == "cpu" and use_cpu_library())
+    if device == "cuda":
+        return settings.kernel_mode() != "off"
+    return device == "cpu" and use_cpu_library()
+
+
+# What torch.compiler.assume_constant_result does, without its import of torch._dynamo, which takes a second.
+_compiled_code_calls_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _prepare(x: Tensor) -> None:

@@ -15,9 +15,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-MOST_NATIVE_POWERS = 32
-"""Highest order the native kernels take (kMostPowers of `cuda_kernels/polycom/math.h`)."""
-
 
 class Shards(Protocol):
     """How the ranks that share a row reduce over it; see `tensor_parallel.py`."""

@@ -245,7 +245,7 @@ def test_nan_and_inf_stay_in_their_row(dtype: torch.dtype, large: float) -> None
     assert y[1, 3].isnan()
     assert (y[1, [0, 1, 2, 4, 5]] == 0.25).all()
     clean = poly_norm(x[2:], weight, bias)
-    assert torch.equal(y[2:], clean)
+    assert_close(y[2:], clean)  # not to the bit: alone, the rows lie differently in 16-byte packs
     assert clean.isfinite().all()
 
 

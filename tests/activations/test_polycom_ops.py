@@ -15,8 +15,9 @@ import zoo.functional
 from tests._numerics import assert_close
 from tests.activations.polycom_baselines import official_poly_norm
 from tests.implementations import IMPLEMENTATIONS
-from zoo.activations.polycom import PolyNorm, PolyNormGLU, PolyReLU
+from zoo.activations.polycom import PolyNorm, PolyNormGLU, PolyReLU, functional
 from zoo.functional import poly_norm, poly_norm_mul, poly_relu
+from zoo.kernels import use_cpu_library
 
 
 def _leaf(*shape: int) -> Tensor:
@@ -109,6 +110,34 @@ def test_second_derivative_of_a_compiled_region_raises() -> None:
     (dx,) = torch.autograd.grad(compiled(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="does not currently support double backward"):
         dx.square().sum().backward()
+
+
+@pytest.mark.parametrize(("mode", "called"), [("auto", True), ("off", False)])
+@pytest.mark.parametrize("implementation", ["native"], indirect=True)
+@pytest.mark.usefixtures("implementation")
+def test_compiled_code_calls_the_kernel_where_there_is_one(
+    mode: str, called: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One opaque call instead of a graph that inductor fuses half as well; elementwise PolyReLU stays in the graph."""
+    monkeypatch.setenv("ZOO_KERNELS", mode)
+    monkeypatch.setattr(functional, "use_cpu_library", use_cpu_library.__wrapped__)  # without its memory
+    seen: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes if "zoo" in str(node.target))
+        return graph
+
+    x, weight = torch.randn(3, 8), torch.randn(3)
+    for function, name in (
+        (lambda: poly_norm(x, weight), "poly_norm"),
+        (lambda: poly_norm_mul(x, x, weight), "poly_norm_mul"),
+        (lambda: poly_relu(x, weight), None),
+    ):
+        torch.compiler.reset()
+        seen.clear()
+        assert_close(torch.compile(function, backend=backend, fullgraph=True)(), function())
+        assert bool(seen) == bool(called and name)
+        assert all(f"zoo.{name}" in target or f"zoo::{name}" in target for target in seen)
 
 
 @pytest.mark.slow

@@ -197,20 +197,40 @@ def test_width_chooses_the_variant(
     assert names == [f"poly_norm_fwd_{forward}", f"poly_norm_bwd_{backward}", "poly_norm_finish"]
 
 
+@pytest.mark.parametrize("implementation", ["native"], indirect=True)
+@pytest.mark.usefixtures("implementation")
+def test_threads_of_the_cpu_do_not_change_a_bit() -> None:
+    x, mul, grad, weight, bias, scores = _arguments(300, 1000, torch.bfloat16)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            leaves = [t.detach().requires_grad_() for t in (x, mul, weight, bias, scores)]
+            gated = poly_norm_mul(*leaves[:4], scores=leaves[4])
+            relu = poly_relu(leaves[0], *leaves[2:4])
+            found = [gated, relu, *torch.autograd.grad(gated, leaves, grad)]
+            results.append([*found, *torch.autograd.grad(relu, (leaves[0], *leaves[2:4]), grad)])
+    finally:
+        torch.set_num_threads(before)
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tensors_beyond_two_gigabytes(dtype: torch.dtype) -> None:
-    """Offsets need 64 bits: the last rows come out as they do alone."""
-    width, rows = 4099, 2**31 // 4099 // dtype.itemsize + 9
+    """Offsets need 64 bits. To the bit, because the last eight rows lie in their packs as eight rows alone do."""
+    width = 4099
+    rows = 8 * (2**31 // width // dtype.itemsize // 8 + 2)
     x = torch.randn(rows, width, device="cuda", dtype=dtype).requires_grad_()
     weight, bias = torch.tensor([0.3, 0.4, 0.3], device="cuda"), torch.zeros(1, device="cuda")
     for function in (poly_norm, poly_relu):
         y = function(x, weight, bias)
         (dx,) = torch.autograd.grad(y, x, y.detach())
-        last = x[-3:].detach().clone().requires_grad_()
+        last = x[-8:].detach().clone().requires_grad_()
         alone = function(last, weight, bias)
-        assert torch.equal(y[-3:], alone)
-        assert torch.equal(dx[-3:], torch.autograd.grad(alone, last, alone.detach())[0])
+        assert torch.equal(y[-8:], alone)
+        assert torch.equal(dx[-8:], torch.autograd.grad(alone, last, alone.detach())[0])
 
 
 # Barriers

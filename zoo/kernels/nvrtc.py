@@ -14,8 +14,6 @@ from .sources import ARCHITECTURES, Unit, closure, fingerprint
 
 # Without -lineinfo: it makes a cubin ten times as large and writes this machine's paths into it.
 _OPTIONS = ("--std=c++17",)
-
-
 _TEGRA = ("72", "87", "101", "110")  # Xavier, Orin, Thor: no binary compatibility with anything else
 
 

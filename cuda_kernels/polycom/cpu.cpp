@@ -113,6 +113,10 @@ std::tuple<Tensor, Tensor> new_parameter_gradients(const Tensor& x, const Tensor
 }
 
 std::optional<Tensor> as_compute(const std::optional<Tensor>& scores, const Tensor& x) {
+  if (scores.has_value()) {
+    check_contiguous(*scores, "scores");
+    STD_TORCH_CHECK(scores->numel() == x.size(0), "scores must hold one factor a row");
+  }
   if (!scores.has_value() || scores->scalar_type() == compute_scalar_type(x)) return scores;
   return torch::stable::to(*scores, compute_scalar_type(x));
 }

@@ -109,6 +109,14 @@ def test_groups_use_their_own_coefficients(gated: bool, with_bias: bool) -> None
         assert_close(actual, gradient)
 
 
+def test_scores_of_any_stride() -> None:
+    """Every other element of a buffer: kernels read memory in order."""
+    x, mul, weight = torch.randn(5, 9, dtype=F64), torch.randn(5, 9, dtype=F64), torch.randn(3, dtype=F64)
+    scores = torch.rand(10, dtype=F64)[::2]
+    expected = oracle_poly_norm(x, weight, None) * mul * scores[:, None]
+    assert_close(poly_norm_mul(x, mul, weight, scores=scores), expected)
+
+
 def test_gradient_stops_beyond_the_clamp_and_not_at_it() -> None:
     x = torch.tensor([[1.0, 2.0, -2.0, 2.5, -3.0]], dtype=F64, requires_grad=True)
     mul = torch.tensor([[2.0, 2.5, -2.5, 1.0, -2.0]], dtype=F64, requires_grad=True)

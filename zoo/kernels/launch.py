@@ -92,6 +92,8 @@ class Signature:
                 wanted = {"S*": dtype, "C*": compute}.get(kind)
                 if not isinstance(value, Tensor) or (wanted is not None and value.dtype is not wanted):
                     raise _mismatch(kernel, name, f"a tensor of {wanted or 'any dtype'}", value)
+                if not value.is_contiguous():
+                    raise KernelError(f"{kernel}: {name} must be contiguous, got strides {value.stride()}")
                 device = value.device if device is None else device
                 if value.device != device:
                     raise _mismatch(kernel, name, f"a tensor on {device}", value)

@@ -197,7 +197,7 @@ def poly_norm_mul(
             weight, bias = _like_rows(weight, x), None if bias is None else _like_rows(bias, x)
         shards = _shards(process_group)
         return poly_norm_mul_reference(x, mul, weight, bias, scores, eps=eps, rms=rms, clamp=clamp, shards=shards)
-    rows, factors = (-1, x.shape[-1]), None if scores is None else scores.reshape(-1)
+    rows, factors = (-1, x.shape[-1]), None if scores is None else scores.reshape(-1).contiguous()
     gate, up = x.contiguous().view(rows), mul.contiguous().view(rows)
     arguments = (gate, up, weight.contiguous(), bias, factors, eps, rms, clamp)
     if torch.compiler.is_compiling():

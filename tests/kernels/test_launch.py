@@ -69,6 +69,7 @@ def test_an_optional_tensor_may_come() -> None:
     ("changed", "message"),
     [
         ({"x": None}, "x must be a tensor of torch.float32, got None"),
+        ({"x": torch.zeros(8)[::2]}, "x must be contiguous, got strides (2,)"),
         ({"weight": None}, "weight must be a tensor of any dtype, got None"),
         ({"x": 1.0}, "x must be a tensor of torch.float32, got 1.0"),
         (

@@ -71,7 +71,7 @@ def run_tests(seconds: float) -> dict[str, Any]:
         "-m",
         "gpu",
         "-q",
-        "-x",
+        "--maxfail=30",
         "--no-header",
         "-p",
         "no:cacheprovider",

@@ -60,7 +60,7 @@ Rows<S> rows_of(const Tensor& x, const Tensor& weight, const std::optional<Tenso
   if (bias.has_value()) {
     in.coefficients.bias = bias->const_data_ptr();
     in.coefficients.bias_dtype = dtype_of(*bias);
-    in.bias_per_row = bias->dim() == 2;
+    in.coefficients.bias_per_row = bias->dim() == 2;
   }
   in.stats = output<C>(stats);
   in.count = rms ? static_cast<C>(width) : C(1);

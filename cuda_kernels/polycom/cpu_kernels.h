@@ -17,11 +17,9 @@ using std::int64_t;
 
 constexpr int64_t kChunk = 4096;
 
-// Registers: 16 vectors in AVX2, a sum of each power for every step that is under way.
+// Steps of the sums that are under way at once, each with a vector of its own for every power: AVX2 has 16 registers.
 template <int N>
 constexpr int forward_unroll = N == 0 ? 1 : N <= 3 ? 2 : 1;
-template <int N>
-constexpr int backward_unroll = 1;
 
 // totals[k] = the sum over elements of what add(offset, count, sums) puts into sums[k].
 template <class C, int Sums, int Unroll, class Add>
@@ -58,13 +56,13 @@ struct Coefficients {
   const void* weight;
   const void* bias;  // null: no constant term
   int weight_dtype, bias_dtype;
-  bool per_row;
+  bool per_row, bias_per_row;
   int order;
 
   void read(int64_t row, C* w) const {
     for (int k = 0; k < order; ++k) w[k] = read_as<C>(weight, weight_dtype, (per_row ? row * order : 0) + k);
   }
-  C constant(int64_t row, bool bias_per_row) const {
+  C constant(int64_t row) const {
     return bias == nullptr ? C(0) : read_as<C>(bias, bias_dtype, bias_per_row ? row : 0);
   }
 };
@@ -74,7 +72,6 @@ struct Rows {
   using C = compute_t<S>;
   int64_t rows, width;
   Coefficients<C> coefficients;
-  bool bias_per_row;
   C* stats;  // [order + 1, rows], see eager.py
   C count;   // what sums are divided by: width, or 1 for the Euclidean norm
   C eps;
@@ -87,14 +84,12 @@ inline compute_t<S> row_statistics(const Rows<S>& in, int64_t row, compute_t<S>*
   using C = compute_t<S>;
   const int order = powers<N>(in.coefficients.order);
   C sums[capacity<N>] = {}, inverse = 1;
-  auto sum_powers = [&](C factor) {
+  auto sum_powers = [&](auto factor) {
     sum_row<C, capacity<N>, forward_unroll<N>>(in.width, order, sums, [&](int64_t j, auto count, Vector<C>* into) {
       add_power_sums<N>(load(j, count) * factor, into, order);
     });
   };
-  sum_row<C, capacity<N>, forward_unroll<N>>(in.width, order, sums, [&](int64_t j, auto count, Vector<C>* into) {
-    add_power_sums<N>(load(j, count), into, order);
-  });
+  sum_powers(One{});
   if (!is_ordinary(sums[0]) && sums[0] == sums[0]) {
     Vector<C> most = {};
     for_each_vector<C, 1>(0, in.width, [&](int64_t j, auto count, int) {
@@ -121,7 +116,7 @@ void poly_norm_rows(const Rows<S>& in, const S* x, S* y, int64_t begin, int64_t 
     const C inverse = row_statistics<N>(in, row, rho, [&](int64_t j, auto count) { return load(from + j, count); });
     in.coefficients.read(row, k);
     for (int i = 0; i < order; ++i) k[i] *= rho[i];
-    const C constant = in.coefficients.constant(row, in.bias_per_row);
+    const C constant = in.coefficients.constant(row);
     with_factor(inverse, [&](auto factor) {
       for_each_vector<C, 1>(0, in.width, [&](int64_t j, auto count, int) {
         const Vector<C> t = load(from + j, count) * factor;
@@ -190,7 +185,7 @@ void poly_norm_mul_rows(const Rows<S>& in, const S* x, const S* mul, const compu
     const C inverse = row_statistics<N>(in, row, rho, gate);
     in.coefficients.read(row, k);
     for (int i = 0; i < order; ++i) k[i] *= rho[i];
-    const C constant = in.coefficients.constant(row, in.bias_per_row), score = scores == nullptr ? C(1) : scores[row];
+    const C constant = in.coefficients.constant(row), score = scores == nullptr ? C(1) : scores[row];
     for_each_vector<C, 1>(0, in.width, [&](int64_t j, auto count, int) {
       const Vector<C> y = polynomial<N>(Vector<C>(gate(j, count) * inverse), k, constant, order);
       store(to + j, y * clamped<C>(load(by + j, count), in.clamp) * score, count);
@@ -210,7 +205,7 @@ void poly_norm_mul_backward_rows(const Rows<S>& in, const S* grad, const S* x, c
     C weight[capacity<N>], rho[capacity<N>], k[capacity<N>], sums[capacity<N> + 2];
     const C inverse = saved<N>(in, row, weight, rho);
     for (int i = 0; i < order; ++i) k[i] = weight[i] * rho[i];
-    const C constant = in.coefficients.constant(row, in.bias_per_row), score = scores == nullptr ? C(1) : scores[row];
+    const C constant = in.coefficients.constant(row), score = scores == nullptr ? C(1) : scores[row];
     // dmul needs nothing of the sums, so the first pass writes it.
     sum_row<C, capacity<N> + 2, 1>(in.width, order + 2, sums, [&](int64_t j, auto count, auto* into) {
       const Vector<C> t = clamped<C>(load(from + j, count), in.clamp) * inverse;
@@ -252,7 +247,7 @@ template <int N, class S>
 void poly_relu_backward_elements(const compute_t<S>* slopes, int order, const S* grad, const S* x, S* dx,
                                  compute_t<S>* sums, int64_t begin, int64_t end) {
   using C = compute_t<S>;
-  sum_row<C, capacity<N> + 1, backward_unroll<N>>(end - begin, order + 1, sums, [&](int64_t j, auto count, auto* into) {
+  sum_row<C, capacity<N> + 1, 1>(end - begin, order + 1, sums, [&](int64_t j, auto count, auto* into) {
     const Vector<C> r = rectified<C>(load(x + begin + j, count)), g = load(grad + begin + j, count);
     const Vector<C> slope = g * polynomial_without_root<N>(r, slopes, order);
     store(dx + begin + j, cpu::select(r == C(0), Vector<C>{}, slope), count);

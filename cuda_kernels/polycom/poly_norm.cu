@@ -1,21 +1,13 @@
 // Entry points of PolyNorm, or of its gated form, for one storage type and one order.
 //
-// Defines: ZOO_SCALAR (float, double, zoo::half, zoo::bf16); ZOO_ORDER; ZOO_GATED (0, 1); how many elements of a row one
-// thread keeps in registers, ZOO_FORWARD_ITEMS and ZOO_BACKWARD_ITEMS; the largest blocks, ZOO_FORWARD_THREADS and
-// ZOO_BACKWARD_THREADS. The host chooses the width of a team by the same numbers.
-#include "common/finish.cuh"
+// Defines beside those of entry.cuh: ZOO_GATED (0, 1); how many elements of a row one thread keeps in registers,
+// ZOO_FORWARD_ITEMS and ZOO_BACKWARD_ITEMS; the largest blocks, ZOO_FORWARD_THREADS and ZOO_BACKWARD_THREADS. The host
+// chooses the width of a team by the same numbers.
+#include "polycom/entry.cuh"
 #include "polycom/poly_norm.cuh"
-
-using S = ZOO_SCALAR;
-using C = zoo::compute_t<S>;
-using zoo::int64;
 
 namespace {
 
-using namespace zoo;
-using namespace zoo::polycom;
-
-constexpr int kOrder = ZOO_ORDER;
 constexpr int kForwardPacks = ZOO_FORWARD_ITEMS / pack_size<S>, kBackwardPacks = ZOO_BACKWARD_ITEMS / pack_size<S>;
 constexpr int kWarpThreads = 256;
 
@@ -49,11 +41,3 @@ ZOO_FORWARD(poly_norm_fwd_loop, Block, 0, ZOO_FORWARD_THREADS)
 ZOO_BACKWARD(poly_norm_bwd_warp, Warp, kBackwardPacks, kWarpThreads)
 ZOO_BACKWARD(poly_norm_bwd_block, Block, kBackwardPacks, ZOO_BACKWARD_THREADS)
 ZOO_BACKWARD(poly_norm_bwd_loop, Block, 0, ZOO_BACKWARD_THREADS)
-
-// dweight and dbias from the summands of the blocks; grid order + 1.
-extern "C" __global__ void __launch_bounds__(kFinishThreads)
-    poly_norm_finish(const C* partial, int blocks, C* dweight, C* dbias) {
-  const C total = finish(partial, blocks);
-  if (threadIdx.x == 0) (blockIdx.x < kOrder ? dweight[blockIdx.x] : *dbias) = total;
-}
-ZOO_EXPORT(poly_norm_finish)

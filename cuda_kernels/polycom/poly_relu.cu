@@ -1,22 +1,13 @@
-// PolyReLU on a GPU for one storage type and one order (ZOO_SCALAR, ZOO_ORDER): elements, whatever their rows.
+// PolyReLU on a GPU for one storage type and one order (entry.cuh): elements, whatever their rows.
 //
 // Bytes moved for n elements of e bytes, and the time for 4096 x 16384 in bfloat16 at the rates of poly_norm.cuh:
 //
 //   forward    x, y       2e n   268 MB  0.094 ms
 //   backward   x, g, dx   3e n   403 MB  0.137 ms
-#include "common/finish.cuh"
-#include "polycom/math.h"
-
-using S = ZOO_SCALAR;
-using C = zoo::compute_t<S>;
-using zoo::int64;
+#include "polycom/entry.cuh"
 
 namespace {
 
-using namespace zoo;
-using namespace zoo::polycom;
-
-constexpr int kOrder = ZOO_ORDER;
 constexpr int kThreads = 256;
 
 ZOO_HD C rectified(C value) { return value <= 0 ? C(0) : value; }  // a NaN stays
@@ -59,7 +50,8 @@ extern "C" __global__ void __launch_bounds__(kThreads)
   C w[kOrder];
   for (int k = 0; k < kOrder; ++k) w[k] = read_as<C>(weight, weight_dtype, k);
   const C constant = bias ? read_as<C>(bias, bias_dtype, 0) : C(0);
-  for (int64 j = blockIdx.x * static_cast<int64>(kThreads) + threadIdx.x; j < flat.packs; j += gridDim.x * static_cast<int64>(kThreads)) {
+  const int64 step = gridDim.x * static_cast<int64>(kThreads);
+  for (int64 j = blockIdx.x * static_cast<int64>(kThreads) + threadIdx.x; j < flat.packs; j += step) {
     const Pack<S> pack = flat.load(x, j);
     Pack<S> result;
     for (int i = 0; i < pack_size<S>; ++i)
@@ -77,7 +69,8 @@ extern "C" __global__ void __launch_bounds__(kThreads)
   const Flat flat(elements);
   C slopes[kOrder], sums[kOrder + 1] = {};
   for (int k = 0; k < kOrder; ++k) slopes[k] = C(kOrder - k) * read_as<C>(weight, weight_dtype, k);
-  for (int64 j = blockIdx.x * static_cast<int64>(kThreads) + threadIdx.x; j < flat.packs; j += gridDim.x * static_cast<int64>(kThreads)) {
+  const int64 step = gridDim.x * static_cast<int64>(kThreads);
+  for (int64 j = blockIdx.x * static_cast<int64>(kThreads) + threadIdx.x; j < flat.packs; j += step) {
     const Pack<S> pack = flat.load(x, j), incoming = flat.load(grad, j);
     Pack<S> result;
     for (int i = 0; i < pack_size<S>; ++i) {
@@ -94,11 +87,3 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     for (int k = 0; k <= kOrder; ++k) partial[k * static_cast<int64>(gridDim.x) + blockIdx.x] = sums[k];
 }
 ZOO_EXPORT(poly_relu_bwd)
-
-// dweight and dbias from the summands of the blocks; grid order + 1.
-extern "C" __global__ void __launch_bounds__(kFinishThreads)
-    poly_relu_finish(const C* partial, int blocks, C* dweight, C* dbias) {
-  const C total = finish(partial, blocks);
-  if (threadIdx.x == 0) (blockIdx.x < kOrder ? dweight[blockIdx.x] : *dbias) = total;
-}
-ZOO_EXPORT(poly_relu_finish)

@@ -194,7 +194,7 @@ def test_width_chooses_the_variant(
         y = poly_norm_mul(leaf, mul, weight, bias) if gated else poly_norm(leaf, weight, bias)
         torch.autograd.grad(y, leaf, grad)
     names = [name for name, *_ in machine.launched]
-    assert names == [f"poly_norm_fwd_{forward}", f"poly_norm_bwd_{backward}", "poly_norm_finish"]
+    assert names == [f"poly_norm_fwd_{forward}", f"poly_norm_bwd_{backward}", "polycom_finish"]
 
 
 @pytest.mark.parametrize("implementation", ["native"], indirect=True)

@@ -175,7 +175,7 @@ def _backward(
     results = (dx, dmul, partial, dweight, dbias, dscores)
     kernel(grid, (team.threads, 1, 1), *problem, grad, *results, shared=team.shared)
     if partial is not None:
-        finish = _kernel(unit, "poly_norm_finish", _FINISH)
+        finish = _kernel(unit, "polycom_finish", _FINISH)
         finish((order + 1, 1, 1), (_FINISH_THREADS, 1, 1), partial, grid[0], dweight, dbias)
     return dx, dmul, dweight, dbias, dscores
 
@@ -270,6 +270,6 @@ def poly_relu_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor,
         code = _DTYPE_CODES[weight.dtype]
         kernel = _kernel(unit, "poly_relu_bwd", _RELU_BACKWARD)
         kernel((blocks, 1, 1), (_RELU_THREADS, 1, 1), grad, x, weight, code, x.numel(), dx, partial)
-        finish = _kernel(unit, "poly_relu_finish", _FINISH)
+        finish = _kernel(unit, "polycom_finish", _FINISH)
         finish((order + 1, 1, 1), (_FINISH_THREADS, 1, 1), partial, blocks, dweight, dbias)
     return dx, dweight, dbias

@@ -58,8 +58,12 @@ def compare(families: list[Any], device: torch.device) -> dict[str, Any]:
             try:
                 check()
             except (AssertionError, RuntimeError) as error:  # wrong, or the launch failed
-                failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+                failed[name] = _short(error)
     return {"checks": count, "failed": failed}
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def run_tests(seconds: float) -> dict[str, Any]:
@@ -87,9 +91,9 @@ def run_tests(seconds: float) -> dict[str, Any]:
 
 
 def measure(
-    families: list[Any], device: torch.device, deadline: float
+    families: list[Any], device: torch.device, deadline: float, failed: dict[str, str]
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The device's ceilings and every benchmark that starts before the deadline."""
+    """The device's ceilings and every benchmark that starts before the deadline; to `failed` goes what does not run."""
     limits = _gpu.ceilings(device)
     results = []
     for family in families:
@@ -97,7 +101,11 @@ def measure(
             if time.monotonic() > deadline:
                 print(f"out of time before {benchmark.name} {benchmark.facts}")
                 continue
-            results.append(_gpu.run(benchmark, device, limits["copy_bytes_per_s"], deadline))
+            try:
+                results.append(_gpu.run(benchmark, device, limits["copy_bytes_per_s"], deadline))
+            except RuntimeError as error:  # the other figures are worth keeping
+                failed[f"{benchmark.name} {benchmark.facts}"] = _short(error)
+                continue
             print(row(results[-1]), flush=True)
     return limits, results
 
@@ -141,14 +149,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     compared = compare(families, device)
     print(f"compared {compared['checks']} cases, {len(compared['failed'])} wrong", flush=True)
-    for what, error in compared["failed"].items():
-        print(f"  WRONG {what}: {error}")
     tests = {"ok": True, "summary": "left out"} if options.no_tests else run_tests(_SECONDS / 2)
     print(f"pytest -m gpu: {tests['summary']}", flush=True)
     limits: dict[str, float] = {}
     results: list[dict[str, Any]] = []
     if not compared["failed"]:  # the time of a wrong kernel means nothing
-        limits, results = measure(families, device, begin + _SECONDS)
+        limits, results = measure(families, device, begin + _SECONDS, compared["failed"])
+    for what, error in compared["failed"].items():
+        print(f"WRONG {what}: {error}")
     out = options.out or RESULTS / file_name(name, time.strftime("%Y-%m-%d"))
     facts = {"compiled": compiled, "compared": compared, "tests": tests, "ceilings": limits}
     write_results(out, results, device=name, what="one call on the device", **facts)

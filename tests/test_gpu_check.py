@@ -172,6 +172,12 @@ def test_whole_run_writes_what_it_found(
     assert record["results"] == []
     assert "WRONG kernel [3]" in capsys.readouterr().out
 
+    wrong = False
+    monkeypatch.setattr(_gpu, "run", lambda *_: _fail(None))
+    assert gpu_check.main(["--out", str(out), "--no-tests"]) == 1
+    failed = json.loads(out.read_text())["compared"]["failed"]
+    assert list(failed.values()) == ["RuntimeError: out of memory"]
+
 
 _RESULT: dict[str, Any] = {
     "shape": [2],

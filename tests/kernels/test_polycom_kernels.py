@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from tests._numerics import assert_close
-from tests.activations.polycom_baselines import oracle_poly_norm
+from tests.activations.polycom_baselines import oracle_poly_norm, oracle_poly_relu
 from tests.implementations import IMPLEMENTATIONS, emulated_kernels, running_on
+from zoo.activations.polycom import cuda
 from zoo.functional import poly_norm, poly_norm_mul, poly_relu
 from zoo.kernels import sources
 from zoo.kernels.emulate import EmulatorError
@@ -21,7 +22,7 @@ from zoo.kernels.emulation import SCHEDULES, EmulatedMachine
 F64 = torch.float64
 KERNELS = [i for i in IMPLEMENTATIONS if i not in ("formula", "closed_form")]
 # Widths around the borders of the variants: a warp, a block, a block that reads the row twice; whole packs and ragged.
-WIDTHS = (3, 31, 200, 1024, 1037, 2048, 9001, 17000)
+WIDTHS = (3, 31, 200, 1023, 1024, 1037, 2048, 9001, 17000)
 
 
 @pytest.fixture
@@ -175,6 +176,8 @@ def test_orders_up_to_the_largest() -> None:
     ("dtype", "gated", "width", "forward", "backward"),
     [
         (torch.float32, False, 512, "warp", "warp"),
+        (torch.float32, False, 1021, "warp", "block"),
+        (torch.float32, False, 1023, "block", "block"),  # rows that begin inside a pack need one pack more
         (torch.float32, False, 1024, "warp", "block"),
         (torch.float32, False, 1025, "block", "block"),
         (torch.bfloat16, False, 16384, "block", "block"),
@@ -214,6 +217,30 @@ def test_threads_of_the_cpu_do_not_change_a_bit() -> None:
         torch.set_num_threads(before)
     for others in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+
+
+def test_grid_smaller_than_the_work(kernel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As beyond the 2^31 blocks a grid may have: forward blocks take several turns."""
+    monkeypatch.setattr(cuda, "MOST_BLOCKS", 2)
+    x, _, _, weight, bias, _ = _arguments(40, 1100, F64)
+    with emulated_kernels(EmulatedMachine(kernel_folder)) as machine:
+        assert_close(poly_norm(x, weight, bias), oracle_poly_norm(x, weight, bias))
+        assert_close(poly_norm(x[:, :40], weight, bias), oracle_poly_norm(x[:, :40], weight, bias))
+        assert_close(poly_relu(x, weight, bias), oracle_poly_relu(x, weight, bias))
+    assert {grid for _, grid, _ in machine.launched} == {(2, 1, 1)}
+
+
+def test_more_summands_than_the_last_block_has_threads(kernel_folder: Path) -> None:
+    """A large GPU leaves hundreds: each thread of the second kernel adds up several."""
+    machine = EmulatedMachine(kernel_folder)
+    machine.multiprocessors = 150
+    x, weight = torch.randn(350_000), torch.tensor([0.3, 0.4, 0.3], requires_grad=True)
+    exact = weight.detach().double().requires_grad_()
+    with emulated_kernels(machine):
+        (actual,) = torch.autograd.grad(poly_relu(x, weight), weight, torch.ones_like(x))
+    assert next(grid for name, grid, _ in machine.launched if name == "poly_relu_bwd")[0] > 256
+    y = oracle_poly_relu(x.double(), exact, None)
+    assert_close(actual, torch.autograd.grad(y, exact, torch.ones_like(y))[0])
 
 
 @pytest.mark.gpu

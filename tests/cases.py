@@ -86,7 +86,40 @@ def _no_groups(generator: torch.Generator) -> tuple[Any, ...]:
     return *floats((0, 7), (0, 7), (0,))(generator), torch.tensor([0, 0, 0])
 
 
+_MAPS = (3, 6, 2, 3)
+_AFFINE = {"weight": (6,), "bias": (6,)}
+
+
+def _evonorm(
+    name: str, label: str = "", shape: Shape = _MAPS, state: dict[str, Shape] | None = None, **more: Any
+) -> Case:
+    """On six channels. A layer wants a batch, so that samples cannot be mapped one by one."""
+    batch = "b" in name.removeprefix("evonorm") or more.get("variant", "s")[0] == "b"
+    if state is None:
+        state = {**_AFFINE, **({"v": (6,)} if "0" in name else {}), **({"running_var": (6,)} if batch else {})}
+    arguments = {"num_features": 6, **({} if batch else {"groups": 3}), **more}
+    empty = floats((0, *shape[1:]))
+    return Case("norm", name, floats(shape), state, shape, arguments, label, empty, vmap=False)
+
+
+def _conditional(label: str, variant: str, state: dict[str, Shape]) -> Case:
+    arguments = {"num_features": 6, "cond_dim": 2, "variant": variant, "groups": 3}
+    linear = {"gain.weight": (6, 2), "shift.weight": (6, 2)}
+    inputs, empty = floats(_MAPS, (3, 2)), floats((0, *_MAPS[1:]), (0, 2))
+    state = {**state, **linear}
+    # scale and shift are rounded before the layer multiplies by them
+    return Case("norm", "conditional_evonorm", inputs, state, _MAPS, arguments, label, empty, vmap=False, loose=4.0)
+
+
 CASES: tuple[Case, ...] = (
+    *(_evonorm(f"evonorm_{variant}") for variant in ("b0", "b1", "b2", "s0", "s1", "s2", "s0a", "s1a", "s2a")),
+    _evonorm("evonorm_s0a", "linear", apply_act=False, state=_AFFINE),
+    _evonorm("evonorm_s0", "affine_only", apply_act=False, state=_AFFINE),
+    _evonorm("evonorm", "rows", (4, 6), {**_AFFINE, "v": (6,)}, variant="s0", groups=2),
+    _evonorm("evonorm", "volume", (2, 6, 2, 1, 2), {**_AFFINE, "v": (6,), "running_var": (6,)}, variant="b0"),
+    _evonorm("evonorm", "formula", (3, 6, 4), {**_AFFINE, "running_var": (6,)}, variant="b2", backend="eager"),
+    _conditional("s0", "s0", {"norm.v": (6,)}),
+    _conditional("b1", "b1", {"norm.running_var": (6,)}),
     _activation("polyrelu"),
     _activation("polyrelu", "order1_image", _IMAGE, order=1, bias=False, state={"weight": (1,)}),
     _activation("polynorm"),

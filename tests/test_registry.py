@@ -14,7 +14,7 @@ from torch import nn
 
 import zoo
 from zoo import registry
-from zoo.catalog import COMPONENTS, PAPERS, ActivationName, LayerName
+from zoo.catalog import COMPONENTS, PAPERS, ActivationName, LayerName, NormName
 
 rows = pytest.mark.parametrize("row", COMPONENTS, ids=lambda row: f"{row.kind}-{row.name}")
 
@@ -38,11 +38,12 @@ def test_row_resolves_to_a_documented_exported_class(row: zoo.catalog.Component)
 def test_names_in_signatures_are_the_rows() -> None:
     assert set(get_args(ActivationName)) == set(zoo.list("activation"))
     assert set(get_args(LayerName)) == set(zoo.list("layer"))
+    assert set(get_args(NormName)) == set(zoo.list("norm"))
 
 
 def test_list_filters() -> None:
     assert zoo.list("activation", "poly*u") == ["polyprelu", "polyrelu"]
-    assert zoo.list(paper="polycom", tag="language") == zoo.list()
+    assert zoo.list(paper="polycom", tag="language") == zoo.list(paper="polycom")
     assert zoo.list(tag="no such tag") == []
 
 

@@ -27,12 +27,41 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .activations.polycom import PolyReLU as PolyReLU
     from .activations.polycom import PolyReLUNorm as PolyReLUNorm
     from .convert import convert_activation as convert_activation
+    from .norms import ConditionalEvoNorm2d as ConditionalEvoNorm2d
+    from .norms import EvoNorm as EvoNorm
+    from .norms import EvoNorm1d as EvoNorm1d
+    from .norms import EvoNorm2d as EvoNorm2d
+    from .norms import EvoNorm2dB0 as EvoNorm2dB0
+    from .norms import EvoNorm2dB1 as EvoNorm2dB1
+    from .norms import EvoNorm2dB2 as EvoNorm2dB2
+    from .norms import EvoNorm2dS0 as EvoNorm2dS0
+    from .norms import EvoNorm2dS0a as EvoNorm2dS0a
+    from .norms import EvoNorm2dS1 as EvoNorm2dS1
+    from .norms import EvoNorm2dS1a as EvoNorm2dS1a
+    from .norms import EvoNorm2dS2 as EvoNorm2dS2
+    from .norms import EvoNorm2dS2a as EvoNorm2dS2a
+    from .norms import EvoNorm3d as EvoNorm3d
+    from .norms import convert_sync_evonorm as convert_sync_evonorm
 
 __version__ = "0.1.0"
 
 _Names = builtins.list[str]  # `list` is a function of ours here
 
 _lazy = {
+    "ConditionalEvoNorm2d": "norms",
+    "EvoNorm": "norms",
+    "EvoNorm1d": "norms",
+    "EvoNorm2d": "norms",
+    "EvoNorm2dB0": "norms",
+    "EvoNorm2dB1": "norms",
+    "EvoNorm2dB2": "norms",
+    "EvoNorm2dS0": "norms",
+    "EvoNorm2dS0a": "norms",
+    "EvoNorm2dS1": "norms",
+    "EvoNorm2dS1a": "norms",
+    "EvoNorm2dS2": "norms",
+    "EvoNorm2dS2a": "norms",
+    "EvoNorm3d": "norms",
     "PolyCom": "activations.polycom",
     "PolyFFN": "activations.polycom",
     "PolyNorm": "activations.polycom",
@@ -41,6 +70,7 @@ _lazy = {
     "PolyReLU": "activations.polycom",
     "PolyReLUNorm": "activations.polycom",
     "convert_activation": "convert",
+    "convert_sync_evonorm": "norms",
 }
 _lazy_modules = ("functional",)
 

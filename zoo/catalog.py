@@ -10,6 +10,19 @@ Kind = Literal["activation", "layer", "norm", "loss", "regularizer", "adapter", 
 # Names a signature completes to in an editor; a test compares them with the rows.
 ActivationName = Literal["polycom", "polynorm", "polyprelu", "polyrelu", "polyrelunorm"]
 LayerName = Literal["poly_ffn", "polynorm_glu"]
+NormName = Literal[
+    "conditional_evonorm",
+    "evonorm",
+    "evonorm_b0",
+    "evonorm_b1",
+    "evonorm_b2",
+    "evonorm_s0",
+    "evonorm_s0a",
+    "evonorm_s1",
+    "evonorm_s1a",
+    "evonorm_s2",
+    "evonorm_s2a",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +80,13 @@ PAPERS: dict[str, Paper] = {
         year=2025,
         arxiv="2411.03884",
     ),
+    "evonorm": Paper(
+        title="Evolving Normalization-Activation Layers",
+        authors="Liu et al.",
+        venue="NeurIPS",
+        year=2020,
+        arxiv="2004.02967",
+    ),
 }
 
 _ALL_FLOATS = ("float64", "float32", "bfloat16", "float16")
@@ -91,6 +111,21 @@ def _polycom(name: str, kind: Kind, cls: str, summary: str, equations: str) -> C
     )
 
 
+def _evonorm(name: str, cls: str, summary: str, equations: str = "table of layers") -> Component:
+    return Component(
+        name=name,
+        kind="norm",
+        target=f"zoo.norms.evonorm:{cls}",
+        summary=summary,
+        paper="evonorm",
+        equations=equations,
+        tags=frozenset({"vision"}),
+        dtypes=_ALL_FLOATS,
+        grad_order=2,
+        backends=_KERNELS,
+    )
+
+
 COMPONENTS: tuple[Component, ...] = (
     _polycom("polyrelu", "activation", "PolyReLU", "learned polynomial of relu(x)", "eq. 2"),
     _polycom("polynorm", "activation", "PolyNorm", "learned sum of separately normalised powers of x", "eq. 3"),
@@ -99,4 +134,15 @@ COMPONENTS: tuple[Component, ...] = (
     _polycom("polycom", "activation", "PolyCom", "the general family: any rho, either order of composition", "eq. 1"),
     _polycom("polynorm_glu", "layer", "PolyNormGLU", "PolyNorm(gate) * up, with per-expert coefficients", "eq. 3"),
     _polycom("poly_ffn", "layer", "PolyFFN", "feed-forward block, plain or gated, with any activation", "sec. 2"),
+    _evonorm("evonorm_b0", "EvoNorm2dB0", "x / max(batch deviation, v x + instance deviation)"),
+    _evonorm("evonorm_b1", "EvoNorm2dB1", "x / max(batch deviation, (x + 1) instance RMS)"),
+    _evonorm("evonorm_b2", "EvoNorm2dB2", "x / max(batch deviation, instance RMS - x)"),
+    _evonorm("evonorm_s0", "EvoNorm2dS0", "x sigmoid(v x) / group deviation"),
+    _evonorm("evonorm_s1", "EvoNorm2dS1", "x sigmoid(x) / group deviation"),
+    _evonorm("evonorm_s2", "EvoNorm2dS2", "x sigmoid(x) / group RMS"),
+    _evonorm("evonorm_s0a", "EvoNorm2dS0a", "S0 with timm's eps, normalising also without activation", "timm"),
+    _evonorm("evonorm_s1a", "EvoNorm2dS1a", "S1 with timm's eps, normalising also without activation", "timm"),
+    _evonorm("evonorm_s2a", "EvoNorm2dS2a", "S2 with timm's eps, normalising also without activation", "timm"),
+    _evonorm("evonorm", "EvoNorm", "any of B0 to S2 on inputs of any rank"),
+    _evonorm("conditional_evonorm", "ConditionalEvoNorm2d", "EvoNorm scaled and shifted by a condition", "BigGAN"),
 )

@@ -11,6 +11,6 @@ class KernelWarning(UserWarning):
 
 
 @functools.cache
-def warn_once(message: str) -> None:
+def warn_once(message: str, category: type[Warning] = KernelWarning) -> None:
     """Warn, the first time this message comes up in the process."""
-    warnings.warn(message, KernelWarning, stacklevel=3)
+    warnings.warn(message, category, stacklevel=3)

@@ -15,9 +15,9 @@ import zoo.functional
 from tests._numerics import assert_close
 from tests.activations.polycom_baselines import official_poly_norm
 from tests.implementations import IMPLEMENTATIONS
-from zoo.activations.polycom import PolyNorm, PolyNormGLU, PolyReLU, functional
+from zoo.activations.polycom import PolyNorm, PolyNormGLU, PolyReLU
 from zoo.functional import poly_norm, poly_norm_mul, poly_relu
-from zoo.kernels import use_cpu_library
+from zoo.kernels import ops, use_cpu_library
 
 
 def _leaf(*shape: int) -> Tensor:
@@ -120,7 +120,7 @@ def test_compiled_code_calls_the_kernel_where_there_is_one(
 ) -> None:
     """One opaque call instead of a graph that inductor fuses half as well; elementwise PolyReLU stays in the graph."""
     monkeypatch.setenv("ZOO_KERNELS", mode)
-    monkeypatch.setattr(functional, "use_cpu_library", use_cpu_library.__wrapped__)  # without its memory
+    monkeypatch.setattr(ops, "use_cpu_library", use_cpu_library.__wrapped__)  # without its memory
     seen: list[str] = []
 
     def backend(graph: torch.fx.GraphModule, _: Any) -> Any:

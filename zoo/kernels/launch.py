@@ -46,6 +46,9 @@ class Machine(Protocol):
         ...
 
 
+DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+"""Dtypes kernels take, and how a tensor of any of them is announced (enum Dtype of `common/scalar.h`)."""
+
 emulator: ContextVar[Machine | None] = ContextVar("emulator", default=None)
 """The machine CPU tensors go to, while one is switched on."""
 
@@ -139,6 +142,17 @@ class Kernel:
         """
         arguments, device = self.signature.pack(self.name, getattr(torch, self.unit.dtype), values)
         machine_of(device).run(self.unit, self.name, grid, block, shared, arguments)
+
+
+@functools.cache
+def kernel_of(unit: Unit, name: str, signature: Signature) -> Kernel:
+    """The entry point of that name; made once."""
+    return Kernel(unit, name, signature)
+
+
+def aligned(t: Tensor) -> Tensor:
+    """The tensor, or a copy where its first element is not on a 16-byte boundary, as in a slice."""
+    return t.clone() if t.data_ptr() % 16 else t
 
 
 def machine_of(device: torch.device) -> Machine:

@@ -9,7 +9,7 @@ The modules keep the dtype they are given, also under autocast. Regions compiled
 derivative in PyTorch: run models that need `create_graph=True` eagerly.
 
 Files: `reference.py` the formulas, `eager.py` their closed-form gradients in cache-sized blocks, `ops.py` the ops with
-autograd, `functional.py` checks and choice, `tensor_parallel.py` reductions over a process group, `modules.py` the
+autograd, `functional.py` checks and choice, `modules.py` the
 activations over `coefficients.py`, `glu.py` the gated unit and the feed-forward block.
 """
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .reference import compute_dtype
+from ...kernels.ops import compute_dtype
 
 CoeffMap = Literal["sigmoid", "abs"]
 Init = float | Sequence[float] | None

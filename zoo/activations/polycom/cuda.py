@@ -7,19 +7,18 @@ Arguments and results are those of `eager.py`, whose contract it keeps; where a 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...kernels import launch, use_cuda
-from ...kernels.launch import MOST_BLOCKS, Extent, Kernel, Machine, Signature
+from ...kernels.launch import DTYPE_CODES, MOST_BLOCKS, Extent, Machine, Signature, aligned, kernel_of
+from ...kernels.ops import compute_dtype
 from ...kernels.sources import MOST_POWERS, Unit, poly_norm_unit, poly_relu_unit, row_plan
 from . import eager
-from .reference import compute_dtype, rescale_threshold
+from .reference import rescale_threshold
 
-_DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # enum Dtype of scalar.h
 _WARP_THREADS = 256  # of a block in which each warp has a row
 _FINISH_THREADS = 256
 _RESIDENT_THREADS = 1024  # a multiprocessor works on; with 64 registers each that is what fits
@@ -37,23 +36,13 @@ _RELU_FORWARD = Signature("S* x, void* weight, void* bias?, i32 weight_dtype, i3
 _RELU_BACKWARD = Signature("S* grad, S* x, void* weight, i32 weight_dtype, i64 elements, S* dx, C* partial")
 
 
-@cache
-def _kernel(unit: Unit, name: str, signature: Signature) -> Kernel:
-    return Kernel(unit, name, signature)
-
-
 def _unit(x: Tensor, weight: Tensor, gated: bool | None) -> Unit | None:
     """The unit that serves, PolyReLU's for None; None if no kernel can be used here."""
     dtype, order = str(x.dtype).removeprefix("torch."), weight.shape[-1]
-    if x.dtype not in _DTYPE_CODES or order > MOST_POWERS or weight.dtype not in _DTYPE_CODES:
+    if x.dtype not in DTYPE_CODES or order > MOST_POWERS or weight.dtype not in DTYPE_CODES:
         return None
     unit = poly_relu_unit(dtype, order) if gated is None else poly_norm_unit(dtype, order, gated)
     return unit if use_cuda(unit, x.device) else None
-
-
-def _aligned(t: Tensor) -> Tensor:
-    """The tensor, or a copy where its first element is not on a 16-byte boundary, as in a slice."""
-    return t.clone() if t.data_ptr() % 16 else t
 
 
 @dataclass(frozen=True)
@@ -112,7 +101,7 @@ def _problem(
 ) -> tuple[Any, ...]:
     """What `_PROBLEM` names."""
     rows, width = x.shape
-    code = [0 if t is None else _DTYPE_CODES[t.dtype] for t in (weight, bias, scores)]
+    code = [0 if t is None else DTYPE_CODES[t.dtype] for t in (weight, bias, scores)]
     per_row = [int(t is not None and t.ndim == 2) for t in (weight, bias)]
     count, threshold = float(width if rms else 1), rescale_threshold(weight.shape[-1])
     numbers = (count, float(eps), threshold, 0.0 if clamp is None else float(clamp))
@@ -130,7 +119,7 @@ def _forward(
     rms: bool,
     clamp: float | None,
 ) -> tuple[Tensor, Tensor]:
-    x, mul = _aligned(x), None if mul is None else _aligned(mul)
+    x, mul = aligned(x), None if mul is None else aligned(mul)
     (rows, width), order = x.shape, weight.shape[-1]
     out = torch.empty_like(x)
     stats = torch.empty(order + 1, rows, dtype=compute_dtype(x.dtype), device=x.device)
@@ -139,7 +128,7 @@ def _forward(
     machine, plan = launch.machine_of(x.device), row_plan(unit.dtype, mul is not None)
     team = _team(width, x.dtype.itemsize, plan.forward_items, plan.forward_threads, 1, machine)
     problem = _problem(x, mul, weight, bias, scores, stats, team.staged, eps, rms, clamp)
-    kernel = _kernel(unit, f"poly_norm_fwd_{team.variant}", _FORWARD)
+    kernel = kernel_of(unit, f"poly_norm_fwd_{team.variant}", _FORWARD)
     kernel(_grid(rows, team, None), (team.threads, 1, 1), *problem, out, shared=team.shared)
     return out, stats
 
@@ -157,7 +146,7 @@ def _backward(
     rms: bool,
     clamp: float | None,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
-    grad, x, mul = _aligned(grad), _aligned(x), None if mul is None else _aligned(mul)
+    grad, x, mul = aligned(grad), aligned(x), None if mul is None else aligned(mul)
     (rows, width), order = x.shape, weight.shape[-1]
     dx, dmul = torch.empty_like(x), None if mul is None else torch.empty_like(mul)
     dscores = None if mul is None else stats.new_empty(rows)
@@ -171,11 +160,11 @@ def _backward(
     # With one set of coefficients a row there is nothing to sum over rows.
     partial = None if weight.ndim == 2 else stats.new_empty(order + 1, grid[0])
     problem = _problem(x, mul, weight, bias, scores, stats, team.staged, eps, rms, clamp)
-    kernel = _kernel(unit, f"poly_norm_bwd_{team.variant}", _BACKWARD)
+    kernel = kernel_of(unit, f"poly_norm_bwd_{team.variant}", _BACKWARD)
     results = (dx, dmul, partial, dweight, dbias, dscores)
     kernel(grid, (team.threads, 1, 1), *problem, grad, *results, shared=team.shared)
     if partial is not None:
-        finish = _kernel(unit, "polycom_finish", _FINISH)
+        finish = kernel_of(unit, "polycom_finish", _FINISH)
         finish((order + 1, 1, 1), (_FINISH_THREADS, 1, 1), partial, grid[0], dweight, dbias)
     return dx, dmul, dweight, dbias, dscores
 
@@ -243,12 +232,12 @@ def poly_relu_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     unit = _unit(x, weight, None)
     if unit is None:
         return eager.poly_relu_forward(x, weight, bias)
-    x, y = _aligned(x), torch.empty_like(x)
+    x, y = aligned(x), torch.empty_like(x)
     if x.numel():
-        codes = (_DTYPE_CODES[weight.dtype], 0 if bias is None else _DTYPE_CODES[bias.dtype])
+        codes = (DTYPE_CODES[weight.dtype], 0 if bias is None else DTYPE_CODES[bias.dtype])
         packs = -(-x.numel() * x.dtype.itemsize // 16)
         blocks = min(-(-packs // _RELU_THREADS), MOST_BLOCKS)
-        kernel = _kernel(unit, "poly_relu_fwd", _RELU_FORWARD)
+        kernel = kernel_of(unit, "poly_relu_fwd", _RELU_FORWARD)
         kernel((blocks, 1, 1), (_RELU_THREADS, 1, 1), x, weight, bias, *codes, x.numel(), y)
     return y
 
@@ -258,7 +247,7 @@ def poly_relu_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor,
     unit = _unit(x, weight, None)
     if unit is None:
         return eager.poly_relu_backward(grad, x, weight)
-    grad, x, order = _aligned(grad), _aligned(x), weight.shape[0]
+    grad, x, order = aligned(grad), aligned(x), weight.shape[0]
     dx, dtype = torch.empty_like(x), compute_dtype(x.dtype)
     dweight = torch.zeros(order, dtype=dtype, device=x.device)
     dbias = dweight.new_zeros(1)
@@ -267,9 +256,9 @@ def poly_relu_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor,
         packs = -(-x.numel() * x.dtype.itemsize // 16)
         blocks = min(-(-packs // _RELU_THREADS), machine.multiprocessors * _RESIDENT_THREADS // _RELU_THREADS)
         partial = dweight.new_empty(order + 1, blocks)
-        code = _DTYPE_CODES[weight.dtype]
-        kernel = _kernel(unit, "poly_relu_bwd", _RELU_BACKWARD)
+        code = DTYPE_CODES[weight.dtype]
+        kernel = kernel_of(unit, "poly_relu_bwd", _RELU_BACKWARD)
         kernel((blocks, 1, 1), (_RELU_THREADS, 1, 1), grad, x, weight, code, x.numel(), dx, partial)
-        finish = _kernel(unit, "polycom_finish", _FINISH)
+        finish = kernel_of(unit, "polycom_finish", _FINISH)
         finish((order + 1, 1, 1), (_FINISH_THREADS, 1, 1), partial, blocks, dweight, dbias)
     return dx, dweight, dbias

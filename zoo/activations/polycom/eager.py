@@ -20,7 +20,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .reference import compute_dtype, rescale_threshold, row_scale
+from ...kernels.ops import compute_dtype
+from .reference import rescale_threshold, row_scale
 
 # Of one buffer; three to five are alive at a time. PolyNorm of [512, 4096] float32, forward and backward on one EPYC
 # core, takes 27, 17, 12.8, 10.5, 9.3 ms with blocks of 64, 128, 256, 512, 1024 KiB: smaller ones pay for calls, larger

@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from ... import settings
-from ...kernels import use_cpu_library
+from ...kernels.ops import compute_dtype, prefers_formula, prepare
 from ...kernels.sources import MOST_POWERS
 from .ops import fused_poly_norm, fused_poly_norm_mul, fused_poly_relu
 from .reference import (
     Shards,
-    compute_dtype,
     horner,
     poly_norm_mul_reference,
     poly_norm_reference,
@@ -63,7 +61,7 @@ def poly_relu(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend:
         _use_formula("poly_relu", backend, weight) or torch.compiler.is_compiling()
     ):  # inductor fuses what is elementwise
         return poly_relu_reference(x, weight, bias)
-    _prepare(x)
+    prepare(x)
     if x.is_contiguous():
         return fused_poly_relu(x, weight.contiguous(), bias)
     dense, order = _dense(x, range(x.ndim))
@@ -202,7 +200,7 @@ def poly_norm_mul(
     arguments = (gate, up, weight.contiguous(), bias, factors, eps, rms, clamp)
     if torch.compiler.is_compiling():
         return torch.ops.zoo.poly_norm_mul(*arguments)[0].view(x.shape)
-    _prepare(x)
+    prepare(x)
     return fused_poly_norm_mul(*arguments).view(x.shape)
 
 
@@ -291,52 +289,23 @@ def _elementwise(rho: str | Callable[[Tensor], Tensor], slope: Tensor | None) ->
 
 
 def _use_formula(op: str, backend: str, weight: Tensor) -> bool:
-    """Whether the differentiable formula runs instead of the op.
-
-    functorch can batch and differentiate it in every mode, torch.export gets operators of PyTorch alone, and inductor
-    fuses it into two loops where there is no kernel of ours to call.
-    """
-    if backend not in ("auto", "eager"):
-        raise ValueError(f"{op}: backend must be 'auto' or 'eager', got {backend!r}")
-    if backend == "eager" or weight.shape[-1] > MOST_POWERS:
-        return True
-    if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting() or not _compiled_code_calls_kernels(weight.device.type)
-    # functorch has no public question of this kind; autograd.Function asks it the same way.
-    return torch._C._are_functorch_transforms_active()
-
-
-def _compiled_code_calls_kernels(device: str) -> bool:
-    """Whether ours is worth an op that inductor cannot look into: on the CPU it is several times faster."""
-    if device == "cuda":
-        return settings.kernel_mode() != "off"
-    return device == "cpu" and use_cpu_library()
-
-
-# What torch.compiler.assume_constant_result does, without its import of torch._dynamo, which takes a second.
-_compiled_code_calls_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _prepare(x: Tensor) -> None:
-    """Load the CPU library before its ops are called for the first time; CUDA kernels are loaded one by one."""
-    if x.device.type == "cpu":
-        use_cpu_library()
+    return prefers_formula(op, backend, weight.device.type) or weight.shape[-1] > MOST_POWERS
 
 
 def _poly_norm_rows(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, rms: bool) -> Tensor:
     weight = weight.contiguous()
     if torch.compiler.is_compiling():
         return torch.ops.zoo.poly_norm(x, weight, bias, eps, rms)[0]
-    _prepare(x)
+    prepare(x)
     return fused_poly_norm(x, weight, bias, eps, rms)
 
 
 def _shards(process_group: ProcessGroup | None) -> Shards | None:
     if process_group is None:
         return None
-    from .tensor_parallel import GroupShards  # torch.distributed is needed only here
+    from ...collectives import GroupReduction  # torch.distributed is needed only here
 
-    return GroupShards(process_group)
+    return GroupReduction(process_group)
 
 
 def _check_input(op: str, x: Tensor) -> None:

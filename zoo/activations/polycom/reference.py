@@ -15,20 +15,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ...kernels.ops import compute_dtype
+
 
 class Shards(Protocol):
-    """How the ranks that share a row reduce over it; see `tensor_parallel.py`."""
+    """How the ranks that share a row reduce over it; see `zoo/collectives.py`."""
 
     def maximum(self, local: Tensor) -> Tensor: ...
 
     def total(self, local: Tensor) -> Tensor: ...
 
     def replicated(self, parameter: Tensor) -> Tensor: ...
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Dtype of the arithmetic for inputs of `dtype`."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def horner(t: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

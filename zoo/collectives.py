@@ -1,7 +1,6 @@
-"""Row statistics of activations whose feature axis is spread over the ranks of a process group.
+"""Sums over the ranks of a process group, with derivatives of any order.
 
-Only sums of powers travel (order + 1 numbers a row), never x. A sum over ranks and the copy of one value to all ranks
-are adjoint to each other, so each is the other's backward and derivatives of any order are right.
+A sum over ranks and the copy of one value to all ranks are adjoint to each other, so each is the other's backward.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class _Sum(torch.autograd.Function):
 
 
 class _Replicate(torch.autograd.Function):
-    """One value, the same on all ranks, used by each of them for its own shard; their gradients add up."""
+    """One value, the same on all ranks, used by each of them for its own share; their gradients add up."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -41,11 +40,11 @@ class _Replicate(torch.autograd.Function):
         return _Sum.apply(grads[0], ctx.group), None
 
 
-class GroupShards:
+class GroupReduction:
     """Reductions over the ranks of one process group.
 
     Args:
-        group: the ranks that share a row.
+        group: the ranks, each of which holds a share of what is reduced.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
@@ -58,7 +57,7 @@ class GroupShards:
         return largest
 
     def total(self, local: Tensor) -> Tensor:
-        """Sum over the ranks, for use by every rank on its own shard."""
+        """Sum over the ranks, for use by every rank on its own share."""
         return self.replicated(_Sum.apply(local, self.group))
 
     def replicated(self, parameter: Tensor) -> Tensor:

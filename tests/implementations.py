@@ -13,8 +13,19 @@ import torch
 from zoo.activations.polycom import cuda, eager, functional
 from zoo.kernels import use_cpu_library
 from zoo.kernels.emulation import SCHEDULES, EmulatedMachine, emulated
+from zoo.norms.evonorm import cuda as evonorm_cuda
+from zoo.norms.evonorm import eager as evonorm_eager
+from zoo.norms.evonorm import functional as evonorm_functional
 
 POLYCOM_OPS = ("poly_relu", "poly_norm", "poly_norm_mul")
+# Op and the function of `eager.py` and `cuda.py` that is it.
+EVONORM_OPS = {
+    "evonorm_s": "evonorm_s_forward",
+    **{
+        name: name
+        for name in ("evonorm_s_backward", "evonorm_moments", "evonorm_b_apply", "evonorm_b_sums", "evonorm_b_grad")
+    },
+}
 
 IMPLEMENTATIONS = (
     "formula",
@@ -39,8 +50,9 @@ def registered(functions: dict[str, Callable[..., Any]]) -> Iterator[None]:
 
 
 def closed_form() -> dict[str, Callable[..., Any]]:
-    """`eager.py` as implementation of the PolyCom ops."""
+    """The families' `eager.py` as implementation of their ops."""
     return {
+        **{op: getattr(evonorm_eager, name) for op, name in EVONORM_OPS.items()},
         "poly_relu": eager.poly_relu_forward,
         "poly_relu_backward": eager.poly_relu_backward,
         "poly_norm": eager.poly_norm_forward,
@@ -57,6 +69,8 @@ def closed_form() -> dict[str, Callable[..., Any]]:
 def kernels() -> dict[str, Callable[..., Any]]:
     """The host code of the CUDA kernels."""
     return {
+        **{op: getattr(evonorm_cuda, name) for op, name in EVONORM_OPS.items()},
+    } | {
         f"{op}{suffix}": getattr(cuda, f"{op}{host}")
         for op in POLYCOM_OPS
         for suffix, host in (("", "_forward"), ("_backward", "_backward"))
@@ -65,14 +79,14 @@ def kernels() -> dict[str, Callable[..., Any]]:
 
 @contextlib.contextmanager
 def emulated_kernels(machine: EmulatedMachine) -> Iterator[EmulatedMachine]:
-    """Within the block, the PolyCom ops on CPU tensors run as CUDA kernels on an emulated machine."""
+    """Within the block, the ops on CPU tensors run as CUDA kernels on an emulated machine."""
     with registered(kernels()), emulated(machine):
         yield machine
 
 
 @contextlib.contextmanager
 def running_on(implementation: str, folder: Path) -> Iterator[None]:
-    """Within the block, zoo's PolyCom functions use this implementation.
+    """Within the block, zoo's functions use this implementation.
 
     Args:
         implementation: one of :data:`IMPLEMENTATIONS`.
@@ -82,6 +96,7 @@ def running_on(implementation: str, folder: Path) -> Iterator[None]:
         if implementation == "formula":
             patch = stack.enter_context(pytest.MonkeyPatch.context())
             patch.setattr(functional, "_use_formula", lambda *_: True)
+            patch.setattr(evonorm_functional, "prefers_formula", lambda *_: True)
         elif implementation == "closed_form":
             stack.enter_context(registered(closed_form()))
         elif implementation == "native":

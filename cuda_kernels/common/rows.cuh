@@ -41,8 +41,9 @@ struct Row {
   int width;
   int count;  // packs
 
-  ZOO_HD Row(S* tensor, int64 row, int width) : width(width) {
-    const int64 first = row * width;
+  ZOO_HD Row(S* tensor, int64 row, int width) : Row(width, tensor, row * width) {}
+  // `width` elements from any place of a tensor.
+  ZOO_HD Row(int width, S* tensor, int64 first) : width(width) {
     phase = static_cast<int>(first % pack_size<S>);
     packs = tensor + (first - phase);
     count = (phase + width + pack_size<S> - 1) / pack_size<S>;

@@ -98,6 +98,10 @@ def units(orders: Sequence[int] = ORDERS) -> Iterator[Unit]:
             yield poly_relu_unit(dtype, order)
             for gated in (False, True):
                 yield poly_norm_unit(dtype, order, gated)
+        yield evonorm_moments_unit(dtype)
+        yield evonorm_s_unit(dtype)
+        for variant in range(3):
+            yield evonorm_b_unit(dtype, variant)
 
 
 @dataclass(frozen=True)
@@ -134,3 +138,21 @@ def poly_norm_unit(dtype: str, order: int, gated: bool) -> Unit:
 def poly_relu_unit(dtype: str, order: int) -> Unit:
     """PolyReLU."""
     return Unit("polycom/poly_relu.cu", dtype, f"order{order}", (("ZOO_ORDER", order),))
+
+
+@cache
+def evonorm_moments_unit(dtype: str) -> Unit:
+    """Means and variances of the EvoNorm layers."""
+    return Unit("evonorm/moments.cu", dtype, "evonorm")
+
+
+@cache
+def evonorm_s_unit(dtype: str) -> Unit:
+    """EvoNorm S0, S1 and S2."""
+    return Unit("evonorm/evonorm_s.cu", dtype, "s012")
+
+
+@cache
+def evonorm_b_unit(dtype: str, variant: int) -> Unit:
+    """EvoNorm B0, B1 or B2."""
+    return Unit("evonorm/evonorm_b.cu", dtype, f"b{variant}", (("ZOO_VARIANT", variant),))

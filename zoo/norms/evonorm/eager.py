@@ -46,10 +46,15 @@ def _of(parameter: Tensor | None, block: slice) -> Tensor | None:
 
 
 def _moments(t: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over the last axis of [N, C, L], each [N, C]; centred first, so that a mean of 1e4 costs
-    no digits of the variance."""
+    """Mean and biased variance over the last axis of [N, C, L], each [N, C].
+
+    The corrected two-pass algorithm: centred first, and then on what rounding left of the mean, so that a mean of 1e4
+    deviations costs no digits of the variance.
+    """
     mean = t.mean(-1, keepdim=True)
-    return mean.squeeze(-1), (t - mean).square_().mean(-1)
+    centred = t - mean
+    rest = centred.mean(-1)
+    return mean.squeeze(-1) + rest, (centred.square_().mean(-1) - rest.square()).clamp_min_(0)
 
 
 def _total(sums: Tensor, like: Tensor | None) -> Tensor:
@@ -134,12 +139,16 @@ def evonorm_s_backward(
             slope = s + (t * rest if factor is None else factor * t * rest)  # s (1 + v t (1 - s))
             sums[2, block] = (g * t * t * rest).sum(-1)
         sums[0, block], sums[1, block] = (g * u).sum(-1), g.sum(-1)
-        of_group = sums[0, block] if gamma is None else sums[0, block] * gamma.squeeze(-1)
-        of_group = of_group.unflatten(1, (groups, -1)).sum(-1)
-        pull = of_group * stats[1, block] ** 3 / (channels // groups * length)
+        pull = s_pull(sums[0, block], _of(weight, block), stats[:, block], channels // groups * length)
         h = g if gamma is None else g * gamma
         result[block] = h * slope * scale - (t - mean) * _of_channels(pull, channels)
     return dx, *s_parameter_gradients(sums, weight, stats)
+
+
+def s_pull(sums: Tensor, weight: Tensor | None, stats: Tensor, elements: int) -> Tensor:
+    """What multiplies the distance from the mean in dx, [N, G], from [N, C]: the sums of g u; `elements` of a group."""
+    weighted = sums if weight is None else sums * weight.to(sums.dtype)
+    return weighted.unflatten(1, (stats.shape[2], -1)).sum(-1) * stats[1] ** 3 / elements
 
 
 def s_parameter_gradients(sums: Tensor, weight: Tensor | None, stats: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,8 +3,9 @@
 A timm model takes one as `norm_layer` behind a plain function, the only foreign thing its factory accepts:
 `timm.create_model("resnetv2_50d_evos", norm_layer=lambda *args, **kwargs: EvoNorm2dS0(*args, **kwargs))`.
 
-Arguments are those of :class:`zoo.norms.EvoNorm`, in timm's order. Two more are taken because timm's models pass them:
-`inplace`, which changes nothing since no layer writes into its input, and `drop_layer`, which must be None.
+Arguments are those of :class:`zoo.norms.EvoNorm`, in timm's order. Four more are taken because timm's models pass them:
+`act_layer`, which must be None (or SiLU for S1 and S2, which hold one) and makes `act_kwargs` idle, `inplace`, which
+changes nothing since no layer writes into its input, and `drop_layer`, which must be None.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class _LayerB(EvoNorm2d):
         unbiased_running_var: bool = False,
         process_group: Any = None,
         backend: Backend = "auto",
+        act_layer: type[nn.Module] | None = None,
+        act_kwargs: dict[str, Any] | None = None,
         inplace: bool = False,
         drop_layer: type[nn.Module] | None = None,
         device: torch.device | str | None = None,
@@ -50,7 +53,7 @@ class _LayerB(EvoNorm2d):
             device=device,
             dtype=dtype,
         )
-        _refuse_drop_layer(self, drop_layer)
+        _check_neighbours(self, act_layer, drop_layer)
 
 
 class _LayerS(EvoNorm2d):
@@ -68,6 +71,8 @@ class _LayerS(EvoNorm2d):
         eps: float | None = None,
         *,
         backend: Backend = "auto",
+        act_layer: type[nn.Module] | None = None,
+        act_kwargs: dict[str, Any] | None = None,
         inplace: bool = False,
         drop_layer: type[nn.Module] | None = None,
         device: torch.device | str | None = None,
@@ -85,14 +90,15 @@ class _LayerS(EvoNorm2d):
             device=device,
             dtype=dtype,
         )
-        _refuse_drop_layer(self, drop_layer)
+        _check_neighbours(self, act_layer, drop_layer)
 
 
-def _refuse_drop_layer(layer: nn.Module, drop_layer: type[nn.Module] | None) -> None:
+def _check_neighbours(layer: EvoNorm2d, act_layer: type[nn.Module] | None, drop_layer: type[nn.Module] | None) -> None:
+    name = type(layer).__name__
+    if act_layer is not None and not (layer.variant in ("s1", "s2") and act_layer is nn.SiLU):
+        raise ValueError(f"{name}: expected no act_layer, since it holds its activation, got {act_layer!r}")
     if drop_layer is not None:
-        raise ValueError(
-            f"{type(layer).__name__}: expected no drop_layer, got {drop_layer!r}; put it between layers of the model"
-        )
+        raise ValueError(f"{name}: expected no drop_layer, got {drop_layer!r}; put it between layers of the model")
 
 
 class EvoNorm2dB0(_LayerB):

@@ -30,11 +30,11 @@ from zoo.kernels import launch, nvrtc
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts/bench/results"
-FAMILIES = ("scripts.bench.polycom_gpu",)
+FAMILIES = ("scripts.bench.polycom_gpu", "scripts.bench.evonorm_gpu")
 """Modules with `units()`, `checks(device)` and `benchmarks()`."""
 
 _SECONDS = 450.0  # of the eight minutes, for everything
-_TEST_PATHS = ("tests/kernels", "tests/activations")
+_TEST_PATHS = ("tests/kernels", "tests/activations", "tests/norms")
 
 
 def compile_units(families: list[Any]) -> dict[str, Any]:
@@ -116,7 +116,12 @@ def row(result: dict[str, Any]) -> str:
     others = [f"{name} {r['ratio_to_ours']:.2f}x" for name, r in result["rivals"].items() if name != "ours"]
     verdict = "met" if result["met"] else f"MISSED {result['target_share']:.0%}"
     where = f"{result['name']:22} {result['shape']!s:15}"
-    return f"{where} {ours:8.4f} ms  {result['share_of_copy']:6.1%} of copy, {verdict:11}  {', '.join(others)}"
+    promised = [
+        f"{name} {'met' if ratio['met'] else 'MISSED'} {ratio['target']:.2f}x"
+        for name, ratio in result.get("target_ratios", {}).items()
+    ]
+    share = f"{result['share_of_copy']:6.1%} of copy, {verdict:11}"
+    return f"{where} {ours:8.4f} ms  {share}  {', '.join([*others, *promised])}"
 
 
 def file_name(device: str, date: str) -> str:

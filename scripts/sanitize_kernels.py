@@ -60,9 +60,32 @@ def polycom(folder: Path) -> None:
                         y.float().sum().backward()
 
 
+def evonorm(folder: Path) -> None:
+    """Every EvoNorm kernel: both layouts, groups that fit on chip and that do not, ragged planes, every schedule."""
+    import torch
+
+    from tests.implementations import emulated_kernels
+    from zoo.functional import evonorm_b, evonorm_s
+    from zoo.kernels.emulation import SCHEDULES, EmulatedMachine
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for schedule in SCHEDULES.values():
+            with emulated_kernels(EmulatedMachine(folder, schedule, sanitize=True)):
+                for shape in ((2, 6, 3, 5), (1, 20, 9, 9), (1, 4, 37, 41)):
+                    for layout in (torch.contiguous_format, torch.channels_last):
+                        x = torch.randn(shape).to(dtype).to(memory_format=layout).requires_grad_()
+                        v, weight, bias = torch.randn(3, shape[1])
+                        for y in (
+                            evonorm_s(x, v, weight, bias, 2),
+                            *(evonorm_b(x, None, weight, bias, None, True, variant=f"b{k}") for k in range(3)),
+                        ):
+                            y.float().sum().backward()
+
+
 TARGETS: list[tuple[str, Target]] = [
     ("selftest", selftest),
     ("polycom", polycom),
+    ("evonorm", evonorm),
 ]
 
 

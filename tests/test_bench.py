@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.bench import _timing, polycom, polycom_lm
+from scripts.bench import _timing, evonorm, polycom, polycom_lm
 
 RESULTS = Path(__file__).parents[1] / "scripts/bench/results"
 
@@ -49,6 +49,29 @@ def test_speed_script_times_nothing_when_ours_is_wrong(tmp_path: Path, monkeypat
     monkeypatch.setattr(polycom, "poly_norm", lambda x, weight, bias: 1.001 * x + 0 * weight.sum() + bias)
     out = tmp_path / "polycom.json"
     assert polycom.main(["--quick", "--out", str(out)]) == 1
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("threads")
+def test_speed_script_of_evonorm_measures_and_records(tmp_path: Path) -> None:
+    out = tmp_path / "evonorm.json"
+    assert evonorm.main(["--quick", "--rounds", "2", "--out", str(out)]) == 0
+    record = json.loads(out.read_text())
+    assert len(record["results"]) == 8
+    for case in record["results"]:
+        assert case["rivals"]["ours"]["ratio_to_ours"] == 1
+        assert case["rivals"]["ours"]["saved_over_input"] < case["rivals"]["timm"]["saved_over_input"]
+        assert {"bn_silu", "gn_silu"} <= set(case["rivals"])
+    assert {promise["met"] for promise in record["acceptance"]} == {None}  # not at this size
+
+
+@pytest.mark.usefixtures("threads")
+def test_speed_script_of_evonorm_times_nothing_when_ours_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evonorm, "ours", lambda layer, channels: evonorm.EvoNorm2dS0(channels, eps=1e-3))
+    out = tmp_path / "evonorm.json"
+    assert evonorm.main(["--quick", "--out", str(out)]) == 1
     assert not out.exists()
 
 

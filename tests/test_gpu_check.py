@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from scripts import gpu_check
-from scripts.bench import _gpu, polycom_gpu
+from scripts.bench import _gpu, evonorm_gpu, polycom_gpu
 from zoo.kernels import launch
 from zoo.kernels.sources import poly_relu_unit
 
@@ -58,6 +58,37 @@ def test_every_check_passes_for_what_is_right(monkeypatch: pytest.MonkeyPatch) -
     outcome = gpu_check.compare([polycom_gpu], CPU)
     assert outcome["checks"] == 4 * (3 * 2 + 5 + 1)
     assert outcome["failed"] == {}
+
+
+def test_every_check_of_evonorm_passes_for_what_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evonorm_gpu, "SHAPES", ((2, 8, 5, 7), (1, 6, 1, 1)))
+    outcome = gpu_check.compare([evonorm_gpu], CPU)
+    assert outcome["checks"] == 4 * 2 * 2 * 2
+    assert outcome["failed"] == {}
+
+
+@pytest.mark.parametrize("name", ["evonorm_s", "evonorm_b"])
+def test_wrong_kernel_of_evonorm_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evonorm_gpu, "SHAPES", ((2, 8, 5, 7),))
+    right = getattr(evonorm_gpu, name)
+    # one element of a tensor off by a thousandth of it
+    monkeypatch.setattr(evonorm_gpu, name, lambda x, *a, **k: right(x, *a, **k) * (1 + 1e-2 * (x == x.max())))
+    failed = gpu_check.compare([evonorm_gpu], CPU)["failed"]
+    assert len(failed) == 8
+    assert all(what.startswith(name) for what in failed)
+
+
+def test_promises_of_a_ratio_are_judged(device_clock: None) -> None:
+    def benchmark(least: float) -> _gpu.Benchmark:
+        rivals = {"ours": lambda _: None, "theirs": lambda _: None}
+        return _gpu.Benchmark(
+            "op", {"shape": [1]}, 1, lambda _: None, rivals, target_ratios={"theirs": least, "gone": 1.0}
+        )
+
+    for least, met in ((1.0, True), (1.5, False)):
+        result = _gpu.run(benchmark(least), CPU, 1e12, float("inf"))
+        assert result["target_ratios"] == {"theirs": {"target": least, "met": met}}
+        assert f"theirs {'met' if met else 'MISSED'} {least:.2f}x" in gpu_check.row(result)
 
 
 def _far_too_large_an_eps(x: Tensor, *arguments: Tensor, **_: object) -> Tensor:

@@ -134,7 +134,10 @@ def _gpu_device(name: str, record: Record) -> str:
         others = ", ".join(f"{RIVALS.get(n, n)} {r['ratio_to_ours']:.2f}" for n, r in rivals.items() if n != "ours")
         verdict = "met" if result["met"] else "missed"
         share = f"{result['share_of_copy']:.1%} ({verdict}, target {result['target_share']:.0%})"
-        what = f"{result['name']} {result['shape']} {result['dtype']}"
+        what = f"{result['name']} {result['shape']} {result['dtype']} {result.get('layout', '')}".rstrip()
+        for name, ratio in result.get("target_ratios", {}).items():
+            verdict = "met" if ratio["met"] else "missed"
+            others += f"; {RIVALS.get(name, name)} at least {ratio['target']:.2f}: {verdict}"
         body.append([what, f"{rivals['ours']['median_ms']:.4f}", share, others])
     head = ["operation", "ours, ms", "share of the copy bandwidth", "rivals, ratio to ours"]
     copy = record["ceilings"].get("copy_bytes_per_s", 0) / 1e12

@@ -1,0 +1,241 @@
+"""EvoNorm S0 and B0 in training, forward and backward, against timm's layers and what they replace.
+
+    python -m scripts.bench.evonorm                  # on the CPU, one thread; about four minutes
+    python -m scripts.bench.evonorm --quick          # seconds: does the script work?
+
+from the repository root. ZOO_KERNELS=off measures the closed form in PyTorch instead of the native kernels. Rivals:
+timm's layer, torch.compile of it, BatchNorm followed by SiLU, GroupNorm followed by SiLU. Nothing is timed before ours
+equals the float64 oracle in outputs and gradients in every case (exit status 1 if not).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scripts.bench._timing import interleave, saved_multiple, summarise, write_results
+from tests._numerics import assert_close
+from tests.norms.evonorm_baselines import oracle_b, oracle_s
+from zoo import settings
+from zoo.kernels import use_cpu_library
+from zoo.norms import EvoNorm2dB0, EvoNorm2dS0
+
+RESULTS = Path(__file__).resolve().parent / "results"
+# The acceptance shape first; a deep layer of a ResNet at batch 8; a wide map of a mobile network.
+SHAPES = ((8, 64, 56, 56), (8, 256, 14, 14), (2, 24, 112, 112))
+QUICK_SHAPES = ((2, 8, 7, 7),)
+DTYPES = (torch.float32, torch.bfloat16)
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+COMPILED = "timm_compiled"
+# What is promised in float32 at the first shape: (layer, rival, least time of the rival over ours).
+NATIVE = (
+    ("s0", "bn_silu", 2.0),
+    ("s0", "timm", 10.0),
+    ("s0", COMPILED, 1.0),
+    ("b0", "bn_silu", 1.0),
+    ("b0", "timm", 10.0),
+)
+WITHOUT_COMPILER = (("s0", "timm", 1.0), ("b0", "timm", 1.0))
+KEPT = {True: 1.05, False: 2.0}  # bytes for the backward over those of the input, with and without kernels
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer on one input."""
+
+    layer: str
+    shape: tuple[int, int, int, int]
+    dtype: torch.dtype
+    layout: str = "contiguous"
+
+    def facts(self) -> dict[str, Any]:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {"op": f"evonorm_{self.layer}", "shape": list(self.shape), "dtype": dtype, "layout": self.layout}
+
+
+def groups_of(channels: int) -> int:
+    """What every rival with groups gets: ours by default."""
+    return EvoNorm2dS0(channels).groups
+
+
+def ours(layer: str, channels: int) -> nn.Module:
+    return EvoNorm2dS0(channels) if layer == "s0" else EvoNorm2dB0(channels)
+
+
+def rivals(layer: str, channels: int) -> dict[str, nn.Module]:
+    """Everything that is timed, ours first."""
+    import timm.layers
+
+    groups = groups_of(channels)
+    if layer == "s0":
+        theirs: nn.Module = timm.layers.EvoNorm2dS0(channels, groups=groups)
+    else:
+        theirs = timm.layers.EvoNorm2dB0(channels, eps=1e-5)
+    return {
+        "ours": ours(layer, channels),
+        "timm": theirs,
+        COMPILED: theirs,
+        "bn_silu": nn.Sequential(nn.BatchNorm2d(channels), nn.SiLU()),
+        "gn_silu": nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU()),
+    }
+
+
+def _inputs(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
+    """x and the incoming gradient."""
+    generator = torch.Generator().manual_seed(0)
+    x, noise = (torch.randn(case.shape, generator=generator) for _ in range(2))
+    # Of noise alone the parameters' gradients would be sums that cancel, and their relative error chance.
+    x, grad = (t.to(device, case.dtype).to(memory_format=LAYOUTS[case.layout]) for t in (x, noise + x + 1))
+    return x.requires_grad_(), grad
+
+
+def _step(function: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], object]:
+    wanted = [x, *module.parameters()]
+    return lambda: torch.autograd.grad(function(x), wanted, grad)
+
+
+def check(case: Case, device: torch.device) -> None:
+    """Raise AssertionError unless ours equals the oracle, within the tolerances of the test suite."""
+    x, grad = _inputs(case, device)
+    module = ours(case.layer, case.shape[1]).to(device)
+    exact = x.detach().double().contiguous().requires_grad_()
+    v, weight, bias = (
+        parameter.detach().double().requires_grad_() for parameter in (module.v, module.weight, module.bias)
+    )
+    if case.layer == "s0":
+        y = oracle_s(exact, v, weight, bias, groups_of(case.shape[1]))
+    else:
+        y = oracle_b(exact, v, weight, bias, None)
+    expected = (y, *torch.autograd.grad(y, [exact, v, weight, bias], grad.double()))
+    out = module(x)
+    actual = (out, *torch.autograd.grad(out, [x, module.v, module.weight, module.bias], grad))
+    for name, got, wanted in zip(("y", "dx", "dv", "dweight", "dbias"), actual, expected, strict=True):
+        try:
+            assert_close(got, wanted, loose=1 if got.ndim > 1 else 20)  # sums over 25,000 summands that partly cancel
+        except AssertionError as error:
+            raise AssertionError(f"{case.facts()}: {name}: {error}") from None
+
+
+def measure(case: Case, device: torch.device, rounds: int, quick: bool) -> dict[str, Any]:
+    """Times and saved bytes of every rival that runs, and why another did not."""
+    torch.compiler.reset()  # one specialised graph a shape: the compiled rival at its best
+    x, grad = _inputs(case, device)
+    modules = {name: module.to(device) for name, module in rivals(case.layer, case.shape[1]).items()}
+    calls: dict[str, Callable[[Tensor], Tensor]] = dict(modules)
+    calls[COMPILED] = torch.compile(modules[COMPILED], fullgraph=True, dynamic=False)
+    steps = {name: _step(calls[name], module, x, grad) for name, module in modules.items()}
+    skipped: dict[str, str] = {}
+    if quick:
+        skipped[COMPILED] = "--quick does not wait for the compiler"
+    else:
+        try:
+            steps[COMPILED]()
+        except RuntimeError as error:  # no C++ compiler or Triton; whatever else fails must be seen
+            skipped[COMPILED] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    for name in skipped:
+        del steps[name]
+    # The CPU time of one thread leaves out what neighbours take; several threads or a GPU need the wall's.
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    times = interleave(steps, rounds=rounds, clock=time.process_time if alone else time.perf_counter)
+    table: dict[str, dict[str, float]] = summarise(times, "ours")
+    for name, row in table.items():
+        row["saved_over_input"] = saved_multiple(calls[name], x)
+    return {**case.facts(), "rivals": table, **({"skipped": skipped} if skipped else {})}
+
+
+def acceptance(results: list[dict[str, Any]], native: bool) -> list[dict[str, Any]]:
+    """The promises in float32 at the first shape; None where this run did not measure one.
+
+    Args:
+        results: of :func:`measure`.
+        native: whether the CPU library ran, or the closed form in PyTorch.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for layer in ("s0", "b0"):
+        facts = Case(layer, SHAPES[0], torch.float32).facts()
+        found[layer] = next((case["rivals"] for case in results if facts.items() <= case.items()), {})
+    promises = []
+    for layer, rival, least in NATIVE if native else WITHOUT_COMPILER:
+        measured = found[layer].get(rival, {}).get("ratio_to_ours")
+        met = None if measured is None else measured >= least
+        claim = f"{layer.upper()} {list(SHAPES[0])} float32: {rival} takes at least {least:g} times as long"
+        promises.append({"claim": claim, "measured": measured, "met": met})
+    for layer, rows in found.items():
+        kept = rows.get("ours", {}).get("saved_over_input")
+        claim = f"{layer.upper()} {list(SHAPES[0])} float32: keeps at most {KEPT[native]:g} times its input"
+        promises.append({"claim": claim, "measured": kept, "met": None if kept is None else kept <= KEPT[native]})
+    return promises
+
+
+def cases(quick: bool) -> list[Case]:
+    """Every layout and dtype at every shape."""
+    return [
+        Case(layer, shape, dtype, layout)
+        for layer in ("s0", "b0")
+        for shape in (QUICK_SHAPES if quick else SHAPES)
+        for dtype in DTYPES
+        for layout in LAYOUTS
+    ]
+
+
+def show(result: dict[str, Any]) -> None:
+    what = f"{result['op']:10} {result['shape']!s:17} {result['dtype']:9} {result['layout']:13}"
+    for name, row in result["rivals"].items():
+        print(what, f"{name:14}", *(f"{key} {value:<9}" for key, value in row.items()), flush=True)
+    for name, reason in result.get("skipped", {}).items():
+        print(what, f"{name:14} skipped: {reason}", flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU (1)")
+    parser.add_argument("--rounds", type=int, default=None, help="figures per rival, at least 2 (9; 3 with --quick)")
+    parser.add_argument("--quick", action="store_true", help="one small shape, no torch.compile")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file (results/evonorm_<device>.json)")
+    args = parser.parse_args(arguments)
+    rounds = args.rounds or (3 if args.quick else 9)
+    suffix = "" if settings.kernel_mode() != "off" else "_closed_form"
+    out = args.out or RESULTS / f"evonorm_{args.device.type}{suffix}{'_quick' if args.quick else ''}.json"
+    torch.set_num_threads(args.threads)
+    native = args.device.type == "cpu" and use_cpu_library()
+    try:
+        for case in cases(args.quick):
+            check(case, args.device)
+    except AssertionError as error:
+        print(f"nothing timed, ours is wrong: {error}", file=sys.stderr)
+        return 1
+    results = []
+    for case in cases(args.quick):
+        results.append(measure(case, args.device, rounds, args.quick))
+        show(results[-1])
+    promises = acceptance(results, native)
+    what = "forward and backward"
+    if args.device.type == "cpu":
+        what += ", CPU time of one thread" if args.threads == 1 else f", {args.threads} threads"
+    write_results(
+        out,
+        results,
+        device=torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else "cpu",
+        what=what,
+        implementation="CPU library" if native else "closed form in PyTorch",
+        rounds=rounds,
+        acceptance=promises,
+    )
+    for promise in promises:
+        said = {True: "met", False: "MISSED", None: "not measured"}[promise["met"]]
+        print(f"{said}: {promise['claim']} (measured {promise['measured']})")
+    print(f"wrote {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -61,7 +61,7 @@ def test_every_check_passes_for_what_is_right(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_every_check_of_evonorm_passes_for_what_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evonorm_gpu, "SHAPES", ((2, 8, 5, 7), (1, 6, 1, 1)))
+    monkeypatch.setattr(evonorm_gpu, "SHAPES", ((2, 8, 5, 7), (3, 6, 1, 1)))
     outcome = gpu_check.compare([evonorm_gpu], CPU)
     assert outcome["checks"] == 4 * 2 * 2 * 2
     assert outcome["failed"] == {}

@@ -13,30 +13,22 @@ standard library, so rows of another Python are not kept on --resume.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import os
-import platform
-import subprocess
 import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from scripts.bench import _training
 from scripts.bench._timing import write_results
+from scripts.bench._training import ROOT, Rows
 
-ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "scripts" / "bench" / "results"
 ACTIVATIONS = ("polynorm", "polyrelu", "relu2", "relu", "gelu", "swiglu")
 COMMON = "_parts/quiet"
 GAP, MOVED = 0.04, 0.05  # what we ask of PolyNorm's lead and of its coefficients
 START = 1 / 3  # where the coefficients of order 3 begin
-
-Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -57,51 +49,21 @@ class Run:
         return ["fit", *configs, "--seed_everything", str(self.seed), "--data.seed", str(self.seed), *self.overrides]
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the outcome, the code aside; a row with the same recipe is not run again on --resume."""
-        text = b"".join((ROOT / "configs" / f"{name}.yaml").read_bytes() for name in (self.config, COMMON))
-        return {
-            "arguments": self.arguments(),
-            "configs_sha256": hashlib.sha256(text).hexdigest(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        }
+        """A row with the same one is not run again on --resume."""
+        return _training.recipe((self.config, COMMON), self.arguments())
 
     def facts(self) -> dict[str, Any]:
         """The beginning of the run's row."""
         return {"activation": self.activation, "seed": self.seed, "recipe": self.recipe()}
 
     def row(self) -> dict[str, Any]:
-        """Train in a folder of its own, and collect what came out.
-
-        Raises:
-            RuntimeError: if the command failed, with the end of what it said.
-        """
-        with tempfile.TemporaryDirectory(prefix="polycom_lm_") as scratch:
-            folder = Path(scratch) / "run"
-            # One thread: runs side by side do not disturb each other, and sums are in the same order everywhere.
-            done = subprocess.run(
-                [sys.executable, "-m", "zoo", *self.arguments(), "--run_dir", str(folder)],
-                cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-                capture_output=True,
-                text=True,
-            )
-            if done.returncode:
-                raise RuntimeError(f"exit status {done.returncode}: {done.stderr[-2000:]}")
-            return {**self.facts(), **collected(folder)}
+        """Train, and collect what came out."""
+        return {**self.facts(), **_training.train(self.arguments(), collected)}
 
 
 def collected(folder: Path) -> dict[str, Any]:
     """What a finished run directory says."""
-    result = json.loads((folder / "report" / "result.json").read_text())
-    record = json.loads((folder / "environment.json").read_text())
-    row = {
-        "val_loss": result["final"]["val/loss"],
-        "steps": result["steps"],
-        "parameters": result["parameters"],
-        "wall_s": result["wall_s"],
-        "git": record["git"],
-    }
+    row = _training.outcome(folder)
     learned = coefficients(torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
     if learned:
         row["coefficients"] = learned
@@ -202,22 +164,14 @@ def overrides(args: argparse.Namespace) -> tuple[str, ...]:
     return changed + quick
 
 
-def kept_rows(path: Path, changed: tuple[str, ...]) -> Rows:
-    """Finished rows of an earlier file that running them again would not change."""
-    if not path.exists():
-        return []
-    rows = json.loads(path.read_text())["results"]
-    return [
-        row
-        for row in rows
-        if "error" not in row and row["recipe"] == Run(row["activation"], row["seed"], changed).recipe()
-    ]
-
-
 def main(arguments: list[str]) -> int:
     args = parse(arguments)
     changed = overrides(args)
-    rows = kept_rows(args.out, changed) if args.resume else []
+
+    def recipe_of(row: dict[str, Any]) -> dict[str, Any]:
+        return Run(row["activation"], row["seed"], changed).recipe()
+
+    rows = _training.finished_rows(args.out, recipe_of) if args.resume else []
     finished = {(row["activation"], row["seed"]) for row in rows}
     asked = [(name, seed) for seed in args.seeds for name in args.activations]
     todo = [Run(*which, changed) for which in asked if which not in finished]
@@ -230,17 +184,9 @@ def main(arguments: list[str]) -> int:
         write_results(args.out, rows, device="cpu", settings=settings, verdicts=claims)
         return claims
 
-    print(f"{len(rows)} run(s) kept, {len(todo)} to go", flush=True)
-    with ThreadPoolExecutor(args.jobs) as pool:
-        futures = {pool.submit(run.row): run for run in todo}
-        for future in as_completed(futures):
-            # Whatever went wrong in one run is recorded and fails the command; it does not cost the others.
-            run, error = futures[future], future.exception()
-            row = {**run.facts(), "error": repr(error)} if error else future.result()
-            rows.append(row)
-            save()
-            outcome = row.get("error") or f"val/loss {row['val_loss']:.4f} in {row['wall_s']:.0f} s"
-            print(f"{run.activation} seed {run.seed}: {outcome}", flush=True)
+    _training.run_all(
+        todo, rows, args.jobs, save, lambda row: f"val/loss {row['val_loss']:.4f} in {row['wall_s']:.0f} s"
+    )
     print(shown(rows, seeds, save()))
     print(f"written: {args.out}")
     return int(any("error" in row for row in rows))

@@ -41,6 +41,7 @@ struct Vector {
   friend Vector operator+(Vector a, Vector b) { return {a.low + b.low, a.high + b.high}; }
   friend Vector operator-(Vector a, Vector b) { return {a.low - b.low, a.high - b.high}; }
   friend Vector operator*(Vector a, Vector b) { return {a.low * b.low, a.high * b.high}; }
+  friend Vector operator/(Vector a, Vector b) { return {a.low / b.low, a.high / b.high}; }
   friend Vector operator+(Vector a, C b) { return {a.low + b, a.high + b}; }
   friend Vector operator*(Vector a, C b) { return {a.low * b, a.high * b}; }
   Vector& operator+=(Vector b) { return *this = *this + b; }
@@ -48,6 +49,8 @@ struct Vector {
   friend Mask operator>(Vector a, Vector b) { return {a.low > b.low, a.high > b.high}; }
   friend Mask operator<=(Vector a, C b) { return {a.low <= b, a.high <= b}; }
   friend Mask operator==(Vector a, C b) { return {a.low == b, a.high == b}; }
+  friend Mask operator==(Vector a, Vector b) { return {a.low == b.low, a.high == b.high}; }
+  static Vector all(C value) { return Vector{} + value; }
 };
 
 template <class C>
@@ -77,6 +80,52 @@ inline C largest_lane(Vector<C> v) {
   C largest = both[0];
   for (int i = 1; i < Vector<C>::lanes / 2; ++i) largest = both[i] > largest ? both[i] : largest;
   return largest;
+}
+
+// exp as 2^n e^r with |r| <= ln 2 / 2 and the terms of its series below a tenth of the last place.
+template <class C>
+struct Exponential;
+template <>
+struct Exponential<float> {
+  static constexpr int terms = 7, shift = 23, bias = 127;
+  static constexpr float log2e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+  static constexpr float rounder = 12582912.0f;  // 1.5 * 2^23: the sum's last place is 1
+  static constexpr float largest = 87.33f;       // of either sign: the result and its inverse are normal numbers
+};
+template <>
+struct Exponential<double> {
+  static constexpr int terms = 13, shift = 52, bias = 1023;
+  static constexpr double log2e = 1.4426950408889634, ln2_high = 6.93145751953125e-1, ln2_low = 1.4286068203094172321e-6;
+  static constexpr double rounder = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double largest = 708.0;
+};
+
+// Beyond +-largest it stays at its value there; a NaN stays one.
+template <class C>
+inline typename Register<C>::type exp_bounded(typename Register<C>::type x) {
+  using Facts = Exponential<C>;
+  using Part = typename Register<C>::type;
+  using Bits = typename Register<C>::mask;
+  const Part high = Part{} + Facts::largest;
+  x = x > high ? high : x;
+  x = x < -high ? -high : x;
+  const Part shifted = x * Facts::log2e + Facts::rounder, n = shifted - Facts::rounder;
+  const Part r = x - n * Facts::ln2_high - n * Facts::ln2_low;
+  Part sum = Part{} + C(1);
+  // 1 + r (1 + r/2 (1 + r/3 (...)))
+#pragma GCC unroll 16
+  for (int k = Facts::terms; k >= 1; --k) sum = sum * r * (C(1) / C(k)) + C(1);
+  const Bits exponent = reinterpret_cast<Bits>(shifted) - reinterpret_cast<Bits>(Part{} + Facts::rounder) + Facts::bias;
+  return sum * reinterpret_cast<Part>(exponent << Facts::shift);
+}
+template <class C>
+inline Vector<C> sigmoid(Vector<C> z) {
+  using Part = typename Register<C>::type;
+  const auto of = [](Part part) -> Part {
+    const Part s = C(1) / (exp_bounded<C>(-part) + C(1));
+    return part < Part{} - Exponential<C>::largest ? Part{} : s;
+  };
+  return {of(z.low), of(z.high)};
 }
 
 template <class C, class = std::enable_if_t<std::is_floating_point_v<C>>>
@@ -163,6 +212,46 @@ inline void store(S* p, Vector<compute_t<S>> v, int count) {
   S values[Vector<compute_t<S>>::lanes];
   store(values, v);
   std::memcpy(p, values, count * sizeof(S));
+}
+
+// Numbers of the compute type that belong to elements of a tensor of S: each in the lane where load puts its element.
+template <class S>
+inline Vector<compute_t<S>> load_like(const compute_t<S>* p, int count) {
+  using C = compute_t<S>;
+  C values[Vector<C>::lanes] = {};
+  std::memcpy(values, p, count * sizeof(C));
+  if constexpr (std::is_same_v<S, bf16>) {
+    C placed[Vector<C>::lanes];
+    for (int i = 0; i < Vector<C>::lanes; ++i) placed[i % 2 * (Vector<C>::lanes / 2) + i / 2] = values[i];
+    return load(placed);
+  } else {
+    return load(values);
+  }
+}
+template <class S>
+inline void store_like(compute_t<S>* p, Vector<compute_t<S>> v, int count) {
+  using C = compute_t<S>;
+  C values[Vector<C>::lanes];
+  store(values, v);
+  if constexpr (std::is_same_v<S, bf16>) {
+    C placed[Vector<C>::lanes];
+    for (int i = 0; i < Vector<C>::lanes; ++i) placed[i] = values[i % 2 * (Vector<C>::lanes / 2) + i / 2];
+    std::memcpy(p, placed, count * sizeof(C));
+  } else {
+    std::memcpy(p, values, count * sizeof(C));
+  }
+}
+// The elements of a tail, and `rest` in the lanes beyond it.
+template <class S>
+inline Vector<compute_t<S>> load_or(const S* p, int count, compute_t<S> rest) {
+  using C = compute_t<S>;
+  C values[Vector<C>::lanes];
+  for (int i = 0; i < Vector<C>::lanes; ++i) values[i] = i < count ? static_cast<C>(widen(p[i])) : rest;
+  return load_like<S>(values, Vector<C>::lanes);
+}
+template <class S>
+inline Vector<compute_t<S>> load_or(const S* p, All, compute_t<S>) {
+  return load(p);
 }
 
 // Calls body(offset, count, u) for every vector of elements [start, stop), `Unroll` of them at a time with u = 0, 1, ...:

@@ -82,50 +82,98 @@ inline C largest_lane(Vector<C> v) {
   return largest;
 }
 
-// exp as 2^n e^r with |r| <= ln 2 / 2 and the terms of its series below a tenth of the last place.
+// a b + c with one rounding where the processor has it, else two.
+template <class Part>
+inline Part multiply_add(Part a, Part b, Part c) {
+#ifdef __FMA__
+  if constexpr (std::is_same_v<Part, Register<float>::type>)
+    return (Part)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  else
+    return (Part)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+  return a * b + c;
+#endif
+}
+// The number, or the end of [-bound, bound] that it lies beyond; a NaN stays.
+template <class Part, class C>
+inline Part bounded(Part x, C bound) {
+  const Part high = Part{} + bound, low = -high;
+#ifdef __AVX__
+  if constexpr (std::is_same_v<Part, Register<float>::type>)
+    return (Part)_mm256_max_ps((__m256)low, _mm256_min_ps((__m256)high, (__m256)x));
+  else
+    return (Part)_mm256_max_pd((__m256d)low, _mm256_min_pd((__m256d)high, (__m256d)x));
+#else
+  x = high < x ? high : x;
+  return low > x ? low : x;
+#endif
+}
+
+// e^r for |r| <= ln 2 / 2 by the polynomial of the smallest relative error of its degree, 1.9e-9 and 3.1e-18.
 template <class C>
 struct Exponential;
 template <>
 struct Exponential<float> {
-  static constexpr int terms = 7, shift = 23, bias = 127;
+  static constexpr int degree = 6, shift = 23, bias = 127;
   static constexpr float log2e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr float rounder = 12582912.0f;  // 1.5 * 2^23: the sum's last place is 1
-  static constexpr float largest = 87.33f;       // of either sign: the result and its inverse are normal numbers
+  static constexpr float largest = 87.33f;       // of either sign: e^x and its inverse are normal numbers
+  static constexpr float coefficients[degree + 1] = {1.0f,           1.000000036f,   0.49999992075f, 0.16666420072f,
+                                                     0.04166822619f, 0.00837482403f, 0.00138368357f};
 };
 template <>
 struct Exponential<double> {
-  static constexpr int terms = 13, shift = 52, bias = 1023;
+  static constexpr int degree = 11, shift = 52, bias = 1023;
   static constexpr double log2e = 1.4426950408889634, ln2_high = 6.93145751953125e-1, ln2_low = 1.4286068203094172321e-6;
   static constexpr double rounder = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double largest = 708.0;
+  static constexpr double coefficients[degree + 1] = {1.0,
+                                                      1.0,
+                                                      0.5000000000000017703,
+                                                      0.166666666666661682,
+                                                      0.04166666666649262968,
+                                                      0.008333333333559433932,
+                                                      0.001388888895126104161,
+                                                      0.0001984126943247048834,
+                                                      0.00002480148648143640087,
+                                                      2.755762262047198039e-6,
+                                                      2.763230817489448582e-7,
+                                                      2.499430327381439512e-8};
 };
 
-// Beyond +-largest it stays at its value there; a NaN stays one.
+// The terms First ... First + Count - 1 of the polynomial in r, over r^First, from powers of -r: 1st, 2nd, 4th, 8th. Half
+// by half, since what limits a loop over elements is how long each has to wait for its own last operation.
+template <class C, int First, int Count>
+inline typename Register<C>::type estrin(const typename Register<C>::type* powers) {
+  using Part = typename Register<C>::type;
+  if constexpr (Count == 1) {
+    constexpr C coefficient = Exponential<C>::coefficients[First];
+    return Part{} + (First % 2 ? -coefficient : coefficient);
+  } else {
+    constexpr int log = Count > 8 ? 3 : Count > 4 ? 2 : Count > 2 ? 1 : 0, half = 1 << log;
+    return multiply_add(estrin<C, First + half, Count - half>(powers), powers[log], estrin<C, First, half>(powers));
+  }
+}
+
+// 1 / (1 + e^-z) with e^-z = 2^n e^r. Beyond +-largest it stays at its value there, which is the smallest normal number on
+// the left; a NaN stays one.
 template <class C>
-inline typename Register<C>::type exp_bounded(typename Register<C>::type x) {
+inline typename Register<C>::type sigmoid(typename Register<C>::type z) {
   using Facts = Exponential<C>;
   using Part = typename Register<C>::type;
   using Bits = typename Register<C>::mask;
-  const Part high = Part{} + Facts::largest;
-  x = x > high ? high : x;
-  x = x < -high ? -high : x;
-  const Part shifted = x * Facts::log2e + Facts::rounder, n = shifted - Facts::rounder;
-  const Part r = x - n * Facts::ln2_high - n * Facts::ln2_low;
-  Part sum = Part{} + C(1);
-  // 1 + r (1 + r/2 (1 + r/3 (...)))
-#pragma GCC unroll 16
-  for (int k = Facts::terms; k >= 1; --k) sum = sum * r * (C(1) / C(k)) + C(1);
-  const Bits exponent = reinterpret_cast<Bits>(shifted) - reinterpret_cast<Bits>(Part{} + Facts::rounder) + Facts::bias;
-  return sum * reinterpret_cast<Part>(exponent << Facts::shift);
+  const auto all = [](C value) { return Part{} + value; };
+  z = bounded(z, Facts::largest);
+  const Part shifted = multiply_add(z, all(-Facts::log2e), all(Facts::rounder)), n = shifted - Facts::rounder;
+  const Part minus_r = multiply_add(n, all(Facts::ln2_low), multiply_add(n, all(Facts::ln2_high), z));
+  const Part square = minus_r * minus_r, fourth = square * square, powers[] = {minus_r, square, fourth, fourth * fourth};
+  const Part sum = estrin<C, 0, Facts::degree + 1>(powers);
+  const Bits exponent = reinterpret_cast<Bits>(shifted) - (reinterpret_cast<Bits>(all(Facts::rounder)) - Facts::bias);
+  return 1 / multiply_add(sum, reinterpret_cast<Part>(exponent << Facts::shift), all(1));
 }
 template <class C>
 inline Vector<C> sigmoid(Vector<C> z) {
-  using Part = typename Register<C>::type;
-  const auto of = [](Part part) -> Part {
-    const Part s = C(1) / (exp_bounded<C>(-part) + C(1));
-    return part < Part{} - Exponential<C>::largest ? Part{} : s;
-  };
-  return {of(z.low), of(z.high)};
+  return {sigmoid<C>(z.low), sigmoid<C>(z.high)};
 }
 
 template <class C, class = std::enable_if_t<std::is_floating_point_v<C>>>

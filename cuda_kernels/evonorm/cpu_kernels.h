@@ -33,26 +33,32 @@ struct Extents {
   int64_t samples, channels, length;
 };
 
-// Mean and sum of squared deviations of neighbours in memory. Centred first, and then on what rounding left of the mean.
+// Mean and biased variance of neighbours in memory: squares of the distances from a first guess, in one pass. Where the
+// guess was bad, and their mean not small beside their spread, the difference would lose digits: then once more from there.
 template <class S>
 void moments_of(const S* x, int64_t size, compute_t<S>& mean, compute_t<S>& variance) {
   using C = compute_t<S>;
   constexpr int unroll = 4;
-  Vector<C> sums[unroll], squares[unroll];
-  for_each_vector<C, unroll>(0, size, [&](int64_t j, auto count, int u) { sums[u] += load(x + j, count); });
-  const C count = static_cast<C>(size);
-  const C rough = cpu::sum_lanes<C>((sums[0] + sums[1]) + (sums[2] + sums[3])) / count;
-  const Vector<C> centre = Vector<C>::all(rough);
-  for (auto& sum : sums) sum = {};
-  for_each_vector<C, unroll>(0, size, [&](int64_t j, auto count, int u) {
-    const Vector<C> away = load_or(x + j, count, rough) - centre;
-    sums[u] += away;
-    squares[u] += away * away;
-  });
-  const C shift = cpu::sum_lanes<C>((sums[0] + sums[1]) + (sums[2] + sums[3])) / count;
-  const C around = cpu::sum_lanes<C>((squares[0] + squares[1]) + (squares[2] + squares[3])) / count;
-  mean = rough + shift;
-  variance = around - shift * shift < 0 ? C(0) : around - shift * shift;
+  const int64_t few = std::min<int64_t>(size, Vector<C>::lanes);
+  mean = 0;
+  for (int64_t i = 0; i < few; ++i) mean += static_cast<C>(widen(x[i]));
+  mean /= static_cast<C>(few);
+  for (int turn = 0;; ++turn) {
+    const Vector<C> centre = Vector<C>::all(mean);
+    Vector<C> sums[unroll], squares[unroll];
+    for_each_vector<C, unroll>(0, size, [&](int64_t j, auto count, int u) {
+      const Vector<C> away = load_or(x + j, count, mean) - centre;
+      sums[u] += away;
+      squares[u] += away * away;
+    });
+    const C count = static_cast<C>(size);
+    const C shift = cpu::sum_lanes<C>((sums[0] + sums[1]) + (sums[2] + sums[3])) / count;
+    const C around = cpu::sum_lanes<C>((squares[0] + squares[1]) + (squares[2] + squares[3])) / count;
+    const C square = shift * shift;
+    mean += shift;
+    variance = around > square ? around - square : around - around;  // a NaN stays
+    if (square <= variance || turn == 2 || !(around < C(1e30))) return;
+  }
 }
 
 // What an element of an S layer has to know of its channel.

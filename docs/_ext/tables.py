@@ -6,6 +6,7 @@ A result that is not there yet does not break the build; the table then says whi
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,15 @@ SPEED_COMMAND = "python -m scripts.bench.polycom"
 CLOSED_FORM_COMMAND = f"ZOO_KERNELS=off {SPEED_COMMAND}"
 EVIDENCE_COMMAND = "python -m scripts.bench.polycom_lm"
 GPU_COMMAND = "python -m scripts.gpu_check"
+EVONORM_COMMAND = "python -m scripts.bench.evonorm"
+BATCH_COMMAND = "python -m scripts.bench.evonorm_batch"
+# What makes each result of speed on the CPU.
+COMMANDS = {
+    "polycom_cpu": SPEED_COMMAND,
+    "polycom_cpu_closed_form": CLOSED_FORM_COMMAND,
+    "evonorm_cpu": EVONORM_COMMAND,
+    "evonorm_cpu_closed_form": f"ZOO_KERNELS=off {EVONORM_COMMAND}",
+}
 # TB/s of elementwise kernels with two tensors and with more: published for the H100, 80 % of 2.04 for the A100-80G.
 BANDWIDTHS = {"H100": (2.84, 2.94), "A100-80G": (1.63, 1.63)}
 POLYCOM_SHAPES = ((2048, 8192), (4096, 8256), (4096, 16384), (2048, 32768))
@@ -37,6 +47,10 @@ RIVALS = {
     "official_checkpointed": "official, checkpointed",
     "official_compiled": "official, torch.compile",
     "gelu": "F.gelu",
+    "timm": "timm",
+    "timm_compiled": "timm, torch.compile",
+    "bn_silu": "BatchNorm + SiLU",
+    "gn_silu": "GroupNorm + SiLU",
 }
 # Activation, its name, and the training loss of the paper's 1B model after 250 B tokens, read from its figure.
 ACTIVATIONS = {
@@ -47,6 +61,15 @@ ACTIVATIONS = {
     "relu": ("ReLU", "2.216"),
     "relu2": ("squared ReLU", "in an ablation figure only"),
 }
+NORMS = {"bn_relu": "BN-ReLU", "gn_relu": "GN-ReLU", "evonorm_s0": "EvoNorm-S0", "evonorm_b0": "EvoNorm-B0"}
+EVONORM_SHAPES = ((128, 256, 56, 56), (256, 64, 112, 112), (128, 512, 28, 28))
+# Kernel, layout, and tensors it reads or writes, forward and backward together.
+EVONORM_PASSES = (
+    ("evonorm_s0", "contiguous", 5),
+    ("evonorm_b0", "contiguous", 8),
+    ("evonorm_s0", "channels_last", 8),
+    ("evonorm_b0", "channels_last", 8),
+)
 GAP, MOVED = 0.04, 0.05
 
 Record = dict[str, Any]
@@ -71,7 +94,7 @@ def environment_variables() -> str:
 
 
 def speed(name: str = "polycom_cpu", *, brief: bool) -> str:
-    """Forward and backward times of PolyNorm and PolyReLU on the CPU.
+    """Forward and backward times of a family on the CPU.
 
     Args:
         name: of the result.
@@ -79,7 +102,7 @@ def speed(name: str = "polycom_cpu", *, brief: bool) -> str:
     """
     record = load(name)
     if record is None:
-        return not_run(name, SPEED_COMMAND if name == "polycom_cpu" else CLOSED_FORM_COMMAND)
+        return not_run(name, COMMANDS[name])
     cases = record["results"]
     if brief:
         cases = [case for case in cases if case["shape"] == cases[0]["shape"]]
@@ -96,7 +119,8 @@ def speed(name: str = "polycom_cpu", *, brief: bool) -> str:
 def _speed_row(case: Record, others: Iterable[str]) -> list[str]:
     ours = case["rivals"]["ours"]
     ratios = [f"{case['rivals'][name]['ratio_to_ours']:.2f}" for name in others]
-    return [f"{case['shape']} {case['dtype']}", f"{ours['median_ms']:.2f} ({ours['iqr_ms']:.2f})", *ratios]
+    what = f"{case['shape']} {case['dtype']} {case.get('layout', '').replace('_', ' ')}".rstrip()
+    return [what, f"{ours['median_ms']:.2f} ({ours['iqr_ms']:.2f})", *ratios]
 
 
 def _kept(cases: list[Record]) -> str:
@@ -217,6 +241,85 @@ def claims() -> str:
     return markdown(head, body)
 
 
+def batch_sizes() -> str:
+    """Accuracy and loss by layer and batch size, one pair a seed."""
+    record = load("evonorm_batch")
+    if record is None:
+        return not_run("evonorm_batch", BATCH_COMMAND)
+    rows = [row for row in record["results"] if "val_acc" in row]
+    batches = sorted({row["batch"] for row in rows})
+    body = []
+    for layer in dict.fromkeys(row["layer"] for row in rows):
+        cells = []
+        for batch in batches:
+            mine = [row for row in rows if (row["layer"], row["batch"]) == (layer, batch)]
+            cells.append(", ".join(f"{100 * row['val_acc']:.1f} / {row['val_loss']:.3f}" for row in mine))
+        body.append([NORMS[layer], *cells])
+    table = markdown(["validation accuracy, % / loss", *(f"batch {batch}" for batch in batches)], body)
+    return "\n\n".join([table, describe(record)])
+
+
+def batch_claims() -> str:
+    """Claim, the paper's number, ours, seeds, command, verdict."""
+    record = load("evonorm_batch")
+    rows = record["results"] if record else []
+    found = {(row["layer"], row["batch"], row["seed"]): row for row in rows if "val_acc" in row}
+    seeds = sorted({seed for _, _, seed in found})
+
+    def points(layer: str, batch: int, other: str, other_batch: int) -> list[float]:
+        cells = [(found.get((layer, batch, s)), found.get((other, other_batch, s))) for s in seeds]
+        return [100 * (a["val_acc"] - b["val_acc"]) for a, b in cells if a and b]
+
+    losses = [(found.get(("evonorm_s0", 2, s)), found.get(("bn_relu", 2, s))) for s in seeds]
+    below = [b["val_loss"] - a["val_loss"] for a, b in losses if a and b]
+    smallest = [
+        min(points("evonorm_s0", batch, "gn_relu", batch)[i] for batch in record["settings"]["batches"])
+        for i in range(len(seeds))
+    ] if record else []  # fmt: skip
+    rows_shown = [
+        ("S0 is 30 points above BN-ReLU at batch 1", "yes", "77.5 against 70.7 at batch 4 a device",
+         points("evonorm_s0", 1, "bn_relu", 1), "points of lead", 30.0),
+        ("S0 at batch 2 has no higher loss than BN-ReLU", "yes", "no number", below, "of loss less", 0.0),
+        ("S0 at batch 1 is within 2 points of batch 32", "yes", "77.5 and 77.4",
+         [2 - abs(d) for d in points("evonorm_s0", 1, "evonorm_s0", 32)], "points to spare", 0.0),
+        ("S0 is above GN-ReLU at every batch size", "no", "1.5 to 2.0 points", smallest,
+         "points of lead, smallest", 0.0),
+        ("S0 is above BN-ReLU at batch 32", "no", "77.4 against 76.1 at batch 128 a device",
+         points("evonorm_s0", 32, "bn_relu", 32), "points of lead", 0.0),
+        ("B0 is above BN-ReLU at batch 32", "no", "EvoNorms are above in 12 of 14 settings",
+         points("evonorm_b0", 32, "bn_relu", 32), "points of lead", 0.0),
+    ]  # fmt: skip
+    body = []
+    for claim, promise, paper, figures, unit, least in rows_shown:
+        shown, verdict = "not measured yet", "not measured yet"
+        if figures and len(figures) == len(seeds):
+            shown = f"{', '.join(f'{value:+.3g}' for value in figures)} {unit}"
+            met = sum(value >= least for value in figures)
+            verdict = "holds" if met == len(figures) else f"does not hold ({met} of {len(figures)} seeds)"
+        body.append([claim, promise, paper, shown, ", ".join(map(str, seeds)) or "0, 1", f"`{BATCH_COMMAND}`", verdict])
+    head = ["claim", "promised here", "paper: ImageNet accuracy", "ours", "seeds", "command", "verdict"]
+    return markdown(head, body)
+
+
+def evonorm_roofline() -> str:
+    """Bytes the EvoNorm kernels must move, the time that takes, and what was measured."""
+    measured: dict[tuple[str, tuple[int, ...], str], str] = {}
+    for record in gpu_records().values():
+        for result in record["results"]:
+            ours = f"{result['rivals']['ours']['median_ms']:.4f} ({record['device']})"
+            measured[result["name"], tuple(result["shape"]), result.get("layout", "")] = ours
+    body = []
+    for shape in EVONORM_SHAPES:
+        for name, layout, passes in EVONORM_PASSES:
+            moved = 2 * passes * math.prod(shape)
+            times = [f"{1e3 * moved / (rates[1] * 1e12):.3f}" for rates in BANDWIDTHS.values()]
+            found = measured.get((name, shape, layout), "not measured")
+            body.append([name, layout.replace("_", " "), str(list(shape)), f"{moved / 1e6:.0f}", *times, found])
+    devices = [f"{device}, expected ms" for device in BANDWIDTHS]
+    head = ["forward and backward, bfloat16", "layout", "shape", "MB moved", *devices, "measured ms"]
+    return markdown(head, body)
+
+
 def _smaller(first: list[float], second: list[float]) -> list[float]:
     return [min(pair) for pair in zip(first, second, strict=True)] if first and second else []
 
@@ -319,5 +422,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu": gpu,
     "polycom-roofline": polycom_roofline,
     "claims": claims,
+    "evonorm-speed": lambda: speed("evonorm_cpu", brief=False),
+    "evonorm-speed-brief": lambda: speed("evonorm_cpu", brief=True),
+    "evonorm-speed-closed-form": lambda: speed("evonorm_cpu_closed_form", brief=True),
+    "evonorm-batch": batch_sizes,
+    "evonorm-claims": batch_claims,
+    "evonorm-roofline": evonorm_roofline,
     "runs": runs,
 }

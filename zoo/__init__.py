@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .activations.polycom import PolyReLU as PolyReLU
     from .activations.polycom import PolyReLUNorm as PolyReLUNorm
     from .convert import convert_activation as convert_activation
+    from .convert import convert_norm_act as convert_norm_act
     from .norms import ConditionalEvoNorm2d as ConditionalEvoNorm2d
     from .norms import EvoNorm as EvoNorm
     from .norms import EvoNorm1d as EvoNorm1d
@@ -70,6 +71,7 @@ _lazy = {
     "PolyReLU": "activations.polycom",
     "PolyReLUNorm": "activations.polycom",
     "convert_activation": "convert",
+    "convert_norm_act": "convert",
     "convert_sync_evonorm": "norms",
 }
 _lazy_modules = ("functional",)

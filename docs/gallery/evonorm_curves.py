@@ -20,7 +20,8 @@ from zoo import EvoNorm1d
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "_static" / "evonorm_curves.png"
 RESULT = ROOT / "scripts" / "bench" / "results" / "evonorm_batch.json"
-COLOURS = {"b0": "tab:red", "b1": "tab:orange", "b2": "tab:brown", "s0": "tab:blue", "s1": "tab:cyan", "s2": "tab:purple"}
+REDS, BLUES = ("tab:red", "tab:orange", "tab:brown"), ("tab:blue", "tab:cyan", "tab:purple")
+COLOURS = {f"{kind}{i}": shade for kind, shades in (("b", REDS), ("s", BLUES)) for i, shade in enumerate(shades)}
 LAYERS = {
     "bn_relu": ("BN-ReLU", "0.45", "--"),
     "gn_relu": ("GN-ReLU", "0.45", ":"),
@@ -37,7 +38,7 @@ def draw_layers(axis: Axes) -> None:
         style = "-" if variant.endswith("0") else "--"
         y = EvoNorm1d(1, variant)(x.view(1, 1, -1)).flatten()
         axis.plot(x, y, style, color=colour, linewidth=1.8, label=f"EvoNorm-{variant.upper()}")
-    axis.plot(x, torch.relu((x - 0.5)), ":", color="0.45", linewidth=1.4, label="BatchNorm, ReLU")
+    axis.plot(x, torch.relu(x - 0.5), ":", color="0.45", linewidth=1.4, label="BatchNorm, ReLU")
     axis.set(title="At the start of training", xlabel="x (normal, mean 1/2)", ylabel="output", xlim=(-2.5, 3.5))
 
 
@@ -46,7 +47,10 @@ def draw_batches(axis: Axes) -> None:
     rows = [row for row in json.loads(RESULT.read_text())["results"] if "val_acc" in row]
     batches = sorted({row["batch"] for row in rows})
     for layer, (label, colour, style) in LAYERS.items():
-        mine = {b: [100 * row["val_acc"] for row in rows if (row["layer"], row["batch"]) == (layer, b)] for b in batches}
+        mine: dict[int, list[float]] = {batch: [] for batch in batches}
+        for row in rows:
+            if row["layer"] == layer:
+                mine[row["batch"]].append(100 * row["val_acc"])
         means = [sum(values) / len(values) for values in mine.values()]
         axis.plot(batches, means, style, color=colour, linewidth=1.8, label=label)
         for batch, values in mine.items():

@@ -15,13 +15,12 @@ from ..errors import ComponentArgumentError
 from ..registry import factory
 from ..spec import ActivationSpec
 from .glu import Resize, has_experts, is_gated, without_gate
-from .known import activation_kind, is_sigmoid
+from .known import activation_kind, squeezes
 from .report import ConversionError, ConversionReport, Kept, Replacement, short_name
 from .traverse import (
     Site,
     check_convertible,
     count_parameters,
-    features,
     find_sites,
     follow,
     has_matrices,
@@ -230,7 +229,7 @@ def _unfit(site: Site, sample: nn.Module) -> str:
     layer, layout = neighbour(site)
     if layer is None:
         return "has no layer before it in its block"
-    if _squeezes(site.owner):
+    if squeezes(site.owner):
         return "is part of squeeze-and-excitation"
     if layout == "mixed" and getattr(sample, "dim", None) is not None:
         return "may follow convolutions and linear layers alike, so that the dim is unclear; choose it with match"
@@ -258,17 +257,6 @@ def _wrong_dim(site: Site, sample: nn.Module) -> str:
         f"follows a {short_name(layer)}, whose features lie on dim {has}, where {short_name(sample)} would work on dim "
         f'{wants}: pass a target with "dim": {has}{other}'
     )
-
-
-def _squeezes(owner: nn.Module) -> bool:
-    """Two pointwise layers through a bottleneck and back, then a sigmoid: squeeze-and-excitation, whatever its name."""
-    children = list(owner.children())
-    layers = [child for child in children if features(child, "in") is not None and has_matrices(child)]
-    if len(layers) != 2 or not any(map(is_sigmoid, children)):
-        return False
-    pointwise = all(set(getattr(layer, "kernel_size", (1,))) == {1} for layer in layers)
-    width, narrow = features(layers[0], "in"), features(layers[0], "out")
-    return pointwise and width == features(layers[1], "out") and (narrow or 0) < (width or 0)
 
 
 def _edit(model: nn.Module, site: Site, new: nn.Module, glu: Glu, resize: Resize) -> _Edit:

@@ -9,7 +9,7 @@ from torch import nn
 
 from .. import registry
 from .report import short_name
-from .traverse import has_matrices, is_function
+from .traverse import features, has_matrices, is_function
 
 # "hidden": between the layers of a network; "bounded": gates and outputs; "zoo": an activation of this project.
 ActivationKind = Literal["hidden", "bounded", "zoo"]
@@ -47,6 +47,17 @@ def activation_kind(value: object) -> ActivationKind | None:
 def is_sigmoid(value: object) -> bool:
     """Whether this is a sigmoid, soft or hard."""
     return any(re.fullmatch(r"(hard|h)?sigmoid(me|jit)?", word) for word in _words(value))
+
+
+def squeezes(owner: nn.Module) -> bool:
+    """Two pointwise layers through a bottleneck and back, then a sigmoid: squeeze-and-excitation, whatever its name."""
+    children = list(owner.children())
+    layers = [child for child in children if features(child, "in") is not None and has_matrices(child)]
+    if len(layers) != 2 or not any(map(is_sigmoid, children)):
+        return False
+    pointwise = all(set(getattr(layer, "kernel_size", (1,))) == {1} for layer in layers)
+    width, narrow = features(layers[0], "in"), features(layers[0], "out")
+    return pointwise and width == features(layers[1], "out") and (narrow or 0) < (width or 0)
 
 
 def _words(value: object) -> list[str]:

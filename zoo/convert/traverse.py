@@ -26,6 +26,7 @@ Layout = Literal["first", "last", "mixed"]
 # Wrappers that keep a list of parameters or a trace of the code: what is put below them afterwards, they never see.
 _WRAPPERS = {
     "OptimizedModule": "torch.compile",
+    "DataParallel": "wrapping it in DataParallel",
     "DistributedDataParallel": "wrapping it in DistributedDataParallel",
     "FullyShardedDataParallel": "sharding it",
     "FSDPModule": "sharding it",

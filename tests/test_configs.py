@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from zoo.cli import main
 from zoo.engine.configs import resolve, shipped_configs
@@ -15,22 +16,52 @@ from zoo.engine.configs import resolve, shipped_configs
 CONFIGS = {name: path for name, path in shipped_configs().items() if not name.startswith("_")}
 PARTS = {name: path for name, path in shipped_configs().items() if name.startswith("_")}
 PAPER = "lm/paper_1b_polynorm"  # too large to step here
+IMAGENET = "classify/imagenet_r50_evonorm_s0"  # likewise
+NORMS = ("evonorm_s0", "evonorm_b0", "bn_relu", "gn_relu")
+BATCHES = (1, 2, 32)
+SWEEP = {f"classify/shapes_{norm}_b{batch}": (norm, batch) for norm in NORMS for batch in BATCHES}
+
+# A step of each norm is enough: the twelve differ in nothing else, see test_sweep_differs_in_layers_and_batch_alone.
+STEPPED = sorted(set(CONFIGS) - {PAPER, IMAGENET} - {name for name, (_, batch) in SWEEP.items() if batch != 2})
 
 # What a laptop needs to take a step of a config made for a GPU.
-ON_CPU = {"lm/bytes_gpu_polynorm": ["--trainer.accelerator=cpu", "--trainer.precision=32-true", "--data.batch_size=1"]}
+ON_CPU = {
+    "lm/bytes_gpu_polynorm": ["--trainer.accelerator=cpu", "--trainer.precision=32-true", "--data.batch_size=1"],
+    "classify/cifar10_evonorm_s0": [
+        "--trainer.accelerator=cpu",
+        "--trainer.precision=32-true",
+        "--data.batch_size=2",
+        "--data.augment=resized_crop",  # which keeps nothing in the cache
+    ],
+}
 
 
 def test_the_shipped_configs_are_found() -> None:
-    assert {"quickstart", "classify/shapes_polyrelu", PAPER, *ON_CPU} <= set(CONFIGS)
+    assert {"quickstart", "classify/shapes_polyrelu", "gan/shapes_r1", PAPER, IMAGENET, *ON_CPU, *SWEEP} <= set(CONFIGS)
     activations = ("polynorm", "polyrelu", "relu", "relu2", "gelu", "swiglu")
     assert {f"lm/stdlib_{activation}" for activation in activations} <= set(CONFIGS)
 
 
-@pytest.mark.parametrize("name", sorted(set(CONFIGS) - {PAPER}))
+def write_pictures(root: Path, splits: tuple[str, ...], classes: int, size: int) -> None:
+    """One picture of each class in each split."""
+    for split in splits:
+        for k in range(classes):
+            folder = root / split / f"{k:04d}"
+            folder.mkdir(parents=True)
+            Image.new("RGB", (size, size), (k % 256, 0, 0)).save(folder / "0.png")
+
+
+@pytest.mark.parametrize("name", STEPPED)
 def test_config_takes_a_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "classify/digits_evonorm_s0":
+        pytest.importorskip("sklearn", reason="needs the digits extra")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZOO_DATA", str(tmp_path))
+    if name == "classify/cifar10_evonorm_s0":
+        write_pictures(tmp_path / "cifar10_images.tar.xz", ("train", "test"), 10, 32)  # a folder does as well
     quiet = ["--config=_parts/quiet", "--trainer.fast_dev_run=true", "--data.num_workers=0"]
-    assert main(["fit", f"--config={name}", *quiet, *ON_CPU.get(name, [])]) == 0
+    few = ["--data.length=64", "--data.val_length=64"] if name in SWEEP or name == "gan/shapes_r1" else []
+    assert main(["fit", f"--config={name}", *quiet, *few, *ON_CPU.get(name, [])]) == 0
 
 
 @pytest.mark.parametrize("name", sorted(PARTS))
@@ -43,17 +74,47 @@ def test_part_composes_with_a_config(name: str, capsys: pytest.CaptureFixture) -
         assert resolved["trainer"][key] == value
 
 
+# What decides a figure in each optimizer.
+TOLD = {
+    "torch.optim.Adam": {"lr", "betas", "eps", "weight_decay"},
+    "torch.optim.AdamW": {"lr", "betas", "weight_decay"},
+    "torch.optim.SGD": {"lr", "momentum", "nesterov", "weight_decay"},
+}
+
+
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_optimizer_is_fully_named(name: str, capsys: pytest.CaptureFixture) -> None:
     """jsonargparse keeps an earlier class's defaults when the class is switched, so nothing may rest on a default."""
-    given = yaml.safe_load(CONFIGS[name].read_text())["model"]["init_args"]["optimizer"]
-    assert given["class_path"] == "torch.optim.AdamW"
-    assert {"lr", "betas", "weight_decay"} <= set(given["init_args"])
-    with pytest.raises(SystemExit):
+    arguments = yaml.safe_load(CONFIGS[name].read_text())["model"]["init_args"]
+    optimizers = {key: value for key, value in arguments.items() if key.endswith("optimizer")}
+    assert "optimizer" in optimizers
+    with pytest.raises(SystemExit) as stop:
         main(["fit", f"--config={name}", "--print_config"])
-    resolved = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["optimizer"]
-    assert resolved["class_path"] == given["class_path"]
-    assert {key: resolved["init_args"][key] for key in given["init_args"]} == given["init_args"]
+    assert stop.value.code == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    for key, given in optimizers.items():
+        assert TOLD[given["class_path"]] <= set(given["init_args"])
+        assert resolved[key]["class_path"] == given["class_path"]
+        assert {k: resolved[key]["init_args"][k] for k in given["init_args"]} == given["init_args"]
+
+
+def test_sweep_differs_in_layers_and_batch_alone() -> None:
+    layers = {}
+    for name, (norm, batch) in SWEEP.items():
+        config = yaml.safe_load(CONFIGS[name].read_text())
+        model, data = config["model"]["init_args"], config["data"]["init_args"]
+        assert data.pop("batch_size") == batch
+        assert model["optimizer"]["init_args"].pop("lr") == 0.1 * batch / 64
+        steps = data["length"] // batch
+        assert model["lr_scheduler"]["init_args"].pop("warmup_steps") == steps // 10
+        assert config["trainer"].pop("log_every_n_steps") < steps / 40
+        assert config.pop("last")["every_n_train_steps"] < steps / 2
+        made = (model.pop("norm"), model.pop("act"))
+        assert layers.setdefault(norm, made) == made
+        if batch == 1 and norm == NORMS[0]:
+            first = config
+        assert config == first
+    assert len(layers) == len({str(made) for made in layers.values()}) == 4
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
@@ -94,6 +155,43 @@ def test_paper_model_builds_at_its_size(tmp_path: Path, capsys: pytest.CaptureFi
     data = TokenFiles(**resolved["data"]["init_args"])
     data.setup()
     assert data.train_set[0][0].shape == (4096,)
+
+
+def test_imagenet_model_builds_at_its_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from zoo.data import ImageFolder
+    from zoo.norms import EvoNorm2d
+    from zoo.tasks import ImageClassifier
+    from zoo.tasks.optim import WarmupMultiStep, decay_groups
+
+    write_pictures(tmp_path / "imagenet", ("train", "val"), 3, 300)
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", f"--config={IMAGENET}", "--print_config"])
+    assert stop.value.code == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    arguments = resolved["model"]["init_args"]
+    built = {k: v for k, v in arguments.items() if k not in {"optimizer", "lr_scheduler"}}
+    with torch.device("meta"):
+        model = ImageClassifier(**built)
+        assert model(torch.zeros(2, 3, 224, 224)).shape == (2, 1000)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(25.6e6, rel=0.01)
+    norms = [m for m in model.modules() if isinstance(m, EvoNorm2d)]
+    assert {(m.variant, m.groups, m.apply_act) for m in norms} == {("s0", 32, True)}
+
+    optimizer = torch.optim.SGD(decay_groups(model), **arguments["optimizer"]["init_args"])
+    assert {id(p) for m in norms for p in m.parameters()} <= {id(p) for p in optimizer.param_groups[1]["params"]}
+    schedule = WarmupMultiStep(optimizer, **{**arguments["lr_scheduler"]["init_args"], "epoch_steps": 10})
+    rates = [0.4 * schedule.ratio(10 * epoch) for epoch in (0, 5, 29, 30, 60, 80, 89)]
+    assert rates == pytest.approx([0, 0.4, 0.4, 0.04, 0.004, 0.0004, 0.0004])
+    assert resolved["trainer"]["max_epochs"] == 90
+    assert resolved["trainer"]["devices"] * resolved["data"]["init_args"]["batch_size"] == 1024
+
+    monkeypatch.setenv("ZOO_DATA", str(tmp_path))
+    data = ImageFolder(**resolved["data"]["init_args"])
+    for pictures in (data.train_set, data.val_set):
+        assert pictures.held is None  # ImageNet does not fit the memory
+        assert pictures[0][0].shape == (3, 224, 224)
 
 
 @pytest.mark.parametrize("given", ["lm/stdlib_relu", "lm/stdlib_relu.yaml", "configs/lm/stdlib_relu.yaml"])

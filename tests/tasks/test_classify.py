@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch import nn
 
 from zoo import PolyReLU
 from zoo.cli import main
+from zoo.errors import DataError
+from zoo.norms import EvoNorm2d
 from zoo.tasks import ImageClassifier
 
 
@@ -31,6 +34,46 @@ def test_timm_model_takes_our_parts() -> None:
     assert model(torch.rand(1, 3, 64, 64)).shape == (1, 3)
 
 
+def test_a_timm_model_takes_an_evonorm_for_norm_and_activation() -> None:
+    with torch.device("meta"):
+        model = ImageClassifier(num_classes=3, backbone="resnetv2_50", norm={"name": "evonorm_s0", "groups": 8})
+        layers = [m for m in model.modules() if isinstance(m, EvoNorm2d)]
+        assert len(layers) == 49
+        assert all(layer.apply_act and layer.groups == 8 for layer in layers)
+        assert not any(isinstance(m, (nn.ReLU, nn.BatchNorm2d)) for m in model.net.modules())
+        assert model(torch.rand(2, 3, 64, 64)).shape == (2, 3)
+        linear = ImageClassifier(num_classes=3, backbone="efficientnet_b0", norm="evonorm_b0")
+    without_activation = [m for m in linear.modules() if isinstance(m, EvoNorm2d) and not m.apply_act]
+    assert len(without_activation) == 16  # the last of each block
+
+
+def test_a_timm_model_puts_its_activation_behind_a_norm_without_one() -> None:
+    with torch.device("meta"):
+        model = ImageClassifier(num_classes=3, backbone="resnetv2_50", norm="torch.nn.BatchNorm2d")
+    assert sum(isinstance(m, nn.ReLU) for m in model.net.modules()) == 49
+
+
+@pytest.mark.parametrize("backbone", [None, "resnet10t"])
+def test_pictures_of_one_channel_are_taken(backbone: str | None) -> None:
+    model = ImageClassifier(num_classes=3, in_channels=1, backbone=backbone, width=8)
+    assert model(torch.rand(2, 1, 32, 32)).shape == (2, 3)
+
+
+def test_the_network_sees_centred_pictures() -> None:
+    model = ImageClassifier(num_classes=3, width=8, mean=0.5, std=0.25).eval()
+    pictures = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(model(pictures), model.net((pictures - 0.5) / 0.25))
+
+
+def test_data_of_other_channels_are_refused() -> None:
+    model = ImageClassifier(num_classes=10)
+    model.trainer = SimpleNamespace(datamodule=SimpleNamespace(num_classes=10, channels=1))  # type: ignore[assignment]
+    with pytest.raises(
+        DataError, match="the pictures have 1 channel.s., the model takes 3; pass --model.in_channels 1"
+    ):
+        model.setup("fit")
+
+
 def test_loss_follows_the_labels() -> None:
     assert isinstance(ImageClassifier().loss, nn.CrossEntropyLoss)
     assert isinstance(ImageClassifier(multi_label=True).loss, nn.BCEWithLogitsLoss)
@@ -38,9 +81,17 @@ def test_loss_follows_the_labels() -> None:
     assert given.loss.label_smoothing == 0.1
 
 
-def test_too_few_classes_are_refused() -> None:
-    with pytest.raises(ValueError, match="num_classes must be at least 2, got 1"):
-        ImageClassifier(num_classes=1)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
+        ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
+        ({"std": 0.0}, "std must be positive, got 0.0"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageClassifier(**arguments)
 
 
 @pytest.mark.parametrize("multi_label", [False, True])

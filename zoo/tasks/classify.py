@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MultilabelAveragePrecision
 
 from ..errors import DataError
+from ..norms import EvoNorm
 from ..registry import did_you_mean, factory
 from ..spec import ActivationSpec, LossSpec, NormSpec
 from .optim import configure
@@ -27,25 +29,34 @@ class ImageClassifier(L.LightningModule):
         num_classes: number of classes.
         multi_label: several labels a picture; targets are then [B, num_classes] of 0 and 1, and `val/map` (mean average
             precision) takes the place of `val/acc`.
+        in_channels: channels of a picture: 3 for colour, 1 for grey.
+        mean, std: the network sees (picture - mean) / std; for data that leaves its pictures in [0, 1]. Layers that do
+            not subtract a mean themselves, as EvoNorm, need centred pictures to train well.
         backbone: name of a timm model, or None for :class:`SmallResNet`.
         width, depth: channels of the first stage and blocks a stage of :class:`SmallResNet`.
-        act: activation, by registry name, dotted path or mapping; None keeps a timm model's own.
-        norm: normalisation, likewise.
+        act: activation, by registry name, dotted path or mapping; None keeps a timm model's own. Beside an EvoNorm,
+            which contains its activation, `torch.nn.Identity`.
+        norm: normalisation, likewise. A timm model made of layers of norm and activation, such as `resnetv2_50`, takes
+            an EvoNorm for both.
         loss: loss of (logits, target); by default cross-entropy, binary for several labels.
         optimizer: optimizer, given parameter groups; see :func:`zoo.tasks.optim.decay_groups`.
         lr_scheduler: schedule, given the optimizer.
 
     Shape:
-        [B, 3, H, W] pictures -> [B, num_classes] logits.
+        [B, in_channels, H, W] pictures -> [B, num_classes] logits.
 
     Raises:
-        ValueError: if `num_classes` is below 2, or timm has no such backbone.
+        ValueError: if `num_classes` is below 2, `in_channels` below 1 or `std` not positive, or timm has no such
+            backbone.
     """
 
     def __init__(
         self,
         num_classes: int = 6,
         multi_label: bool = False,
+        in_channels: int = 3,
+        mean: float = 0.0,
+        std: float = 1.0,
         backbone: str | None = None,
         width: int = 16,
         depth: int = 1,
@@ -58,17 +69,22 @@ class ImageClassifier(L.LightningModule):
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"ImageClassifier: num_classes must be at least 2, got {num_classes}")
+        if in_channels < 1:
+            raise ValueError(f"ImageClassifier: in_channels must be at least 1, got {in_channels}")
+        if not std > 0:
+            raise ValueError(f"ImageClassifier: std must be positive, got {std}")
         self.save_hyperparameters(ignore=("optimizer", "lr_scheduler"))
-        self.num_classes, self.multi_label = num_classes, multi_label
+        self.num_classes, self.multi_label, self.in_channels = num_classes, multi_label, in_channels
+        self.mean, self.std = mean, std
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         act_layer = None if act is None else factory("activation", act)
         norm_layer = None if norm is None else factory("norm", norm)
         if backbone is None:
             self.net: nn.Module = SmallResNet(
-                num_classes, width, depth, act_layer or nn.ReLU, norm_layer or nn.BatchNorm2d
+                num_classes, width, depth, act_layer or nn.ReLU, norm_layer or nn.BatchNorm2d, in_channels
             )
         else:
-            self.net = _timm_model(backbone, num_classes, act_layer, norm_layer)
+            self.net = _timm_model(backbone, num_classes, in_channels, act_layer, norm_layer)
         default = nn.BCEWithLogitsLoss if multi_label else nn.CrossEntropyLoss
         self.loss = default() if loss is None else factory("loss", loss)()
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
@@ -76,15 +92,22 @@ class ImageClassifier(L.LightningModule):
         self.confusion = None if multi_label else MulticlassConfusionMatrix(num_classes)
 
     def setup(self, stage: str) -> None:
-        found = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+        data = getattr(self.trainer, "datamodule", None)
+        found = getattr(data, "num_classes", None)
         if found is not None and found != self.num_classes:
             raise DataError(
                 f"the data has {found} classes, the model {self.num_classes}; give model.num_classes and"
                 " data.num_classes the same value"
             )
+        channels = getattr(data, "channels", None)
+        if channels is not None and channels != self.in_channels:
+            raise DataError(
+                f"the pictures have {channels} channel(s), the model takes {self.in_channels}; pass"
+                f" --model.in_channels {channels}"
+            )
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.net(images)
+        return self.net((images - self.mean) / self.std)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images, target = batch[:2]
@@ -147,13 +170,20 @@ class SmallResNet(nn.Module):
         depth: blocks a stage.
         act: makes an activation, called without arguments.
         norm: makes a normalisation, called with the number of channels.
+        in_channels: channels of a picture.
     """
 
     def __init__(
-        self, num_classes: int, width: int, depth: int, act: Callable[..., nn.Module], norm: Callable[..., nn.Module]
+        self,
+        num_classes: int,
+        width: int,
+        depth: int,
+        act: Callable[..., nn.Module],
+        norm: Callable[..., nn.Module],
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.stem = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         blocks: list[nn.Module] = []
         before = width
         for stage, after in enumerate([width, 2 * width, 4 * width]):
@@ -212,11 +242,23 @@ def draw_confusion(counts: Tensor, names: list[str], path: Path) -> None:
 
 
 def _timm_model(
-    name: str, num_classes: int, act: Callable[..., nn.Module] | None, norm: Callable[..., nn.Module] | None
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    act: Callable[..., nn.Module] | None,
+    norm: Callable[..., nn.Module] | None,
 ) -> nn.Module:
     import timm
 
     if not timm.is_model(name):
         raise ValueError(f"ImageClassifier: timm has no model {name!r}.{did_you_mean(name, timm.list_models())}")
     given: dict[str, Any] = {k: v for k, v in (("act_layer", act), ("norm_layer", norm)) if v is not None}
-    return timm.create_model(name, num_classes=num_classes, **given)
+    if norm is not None and _is_evonorm(norm):
+        # of layers with an activation inside, timm's factories know those of timm alone, but take any function
+        given["norm_layer"] = lambda *args, **kwargs: norm(*args, **kwargs)
+    return timm.create_model(name, num_classes=num_classes, in_chans=in_channels, **given)
+
+
+def _is_evonorm(norm: Callable[..., nn.Module]) -> bool:
+    made = norm.func if isinstance(norm, partial) else norm
+    return isinstance(made, type) and issubclass(made, EvoNorm)

@@ -4,7 +4,7 @@ python -m scripts.check_stable_abi                                        # 2.10
 python -m scripts.check_stable_abi --torch 2.10.0 2.14.1 --use-current    # this environment for the version it has
 
 Each version gets an environment with torch and numpy alone, installed once, several GB; zoo runs from this checkout.
-Prints a line a version and exits with 1 on a difference: from the closed forms of `zoo/activations/polycom/eager.py`,
+Prints a line a version and exits with 1 on a difference: from the families' closed forms in their `eager.py`,
 in opcheck or gradcheck, or between versions, whose results must be equal to the last bit. Not part of CI.
 """
 
@@ -30,9 +30,15 @@ from zoo.activations import polycom
 from zoo.activations.polycom import eager
 from zoo.errors import KernelError, ZooError
 from zoo.kernels import cpu, use_cpu_library
+from zoo.norms import evonorm
+from zoo.norms.evonorm import eager as evonorm_eager
 
 ROOT = Path(__file__).resolve().parents[1]
-OPS = ("poly_relu", "poly_norm", "poly_norm_mul")
+OPS = (
+    *(f"{op}{suffix}" for op in ("poly_relu", "poly_norm", "poly_norm_mul") for suffix in ("", "_backward")),
+    *("evonorm_s", "evonorm_s_backward", "evonorm_moments", "evonorm_b_apply", "evonorm_b_sums", "evonorm_b_grad"),
+)
+MAPS = ((2, 6, 5), (1, 40, 99), (3, 8, 1), (0, 4, 9))  # [N, C, L]
 EPS = 1e-6
 SHAPES = ((1, 3), (3, 37), (5, 1000), (2, 4099), (0, 8))  # of one element the gradient is all cancellation
 ORDERS = (1, 2, 3, 5, 7)  # the library has code of its own up to 5
@@ -52,7 +58,7 @@ class Tally:
         for k, (mine, other) in enumerate(zip(ours, expected, strict=True)):
             alike = mine.shape == other.shape and mine.dtype == other.dtype
             assert alike, f"{what}, output {k}: {mine.shape} {mine.dtype}, not {other.shape} {other.dtype}"
-            self._digest.update(mine.contiguous().view(torch.uint8).numpy().tobytes())
+            self._digest.update(mine.flatten().clone().view(torch.uint8).numpy().tobytes())
             self.count += 1
             if mine.numel():
                 error, largest = (mine.double() - other.double()).abs().max(), other.double().abs().max()
@@ -134,6 +140,41 @@ def compare_ops(tally: Tally) -> None:
             tally.compare(f"poly_relu_backward, {case.what}", ours, eager.poly_relu_backward(case.grad, x, weight))
 
 
+def compare_evonorm_ops(tally: Tally) -> None:
+    """The six ops against the closed forms, in both layouts, with parameters a channel and a sample."""
+    zoo = torch.ops.zoo
+    for dtype, shape, last, of_samples in itertools.product(TOLERANCES, MAPS, (False, True), (False, True)):
+        what = f"{dtype} {list(shape)}{', channels last' if last else ''}{', a sample' if of_samples else ''}"
+        samples, channels, _ = shape
+        x, grad = (_values(seed, *shape, dtype=dtype) for seed in (1, 2))
+        if last:
+            x, grad = (t.transpose(1, 2).contiguous() for t in (x, grad))
+        rows = (samples, channels) if of_samples else (channels,)
+        v, weight, bias = (_values(seed, *size, dtype=dtype) for seed, size in ((3, rows[-1:]), (4, rows), (5, rows)))
+        for rms, linear in ((False, False), (True, False), (False, True)):
+            given = (x, v, weight, bias, 2, 1e-3, rms, linear, last)
+            y, stats = zoo.evonorm_s(*given)
+            tally.compare(f"evonorm_s, {what}", (y, stats), evonorm_eager.evonorm_s_forward(*given))
+            given = (grad, x, v, weight, stats, 1e-3, rms, linear, last)
+            ours, expected = zoo.evonorm_s_backward(*given), evonorm_eager.evonorm_s_backward(*given)
+            tally.compare(f"evonorm_s_backward, {what}", ours, expected)
+        moments = zoo.evonorm_moments(x, last)
+        tally.compare(f"evonorm_moments, {what}", [moments], [evonorm_eager.evonorm_moments(x, last)])
+        left, centre, pull = moments.new_full((channels,), 1.5), moments.new_ones(channels), moments[1] / 7
+        for variant in range(3):
+            rest = (moments, left, 1e-3, variant, last)
+            ours, expected = (
+                f(x, v, weight, bias, *rest) for f in (zoo.evonorm_b_apply, evonorm_eager.evonorm_b_apply)
+            )
+            tally.compare(f"evonorm_b_apply, {what}", [ours], [expected])
+            ours, expected = (f(grad, x, v, weight, *rest) for f in (zoo.evonorm_b_sums, evonorm_eager.evonorm_b_sums))
+            tally.compare(f"evonorm_b_sums, {what}", [ours], [expected])
+            given = (grad, x, v, weight, moments, left, centre, pull, centre / 3, *rest[2:])
+            tally.compare(
+                f"evonorm_b_grad, {what}", [zoo.evonorm_b_grad(*given)], [evonorm_eager.evonorm_b_grad(*given)]
+            )
+
+
 def check_gradients() -> None:
     """What torch asks of an op, and gradients against differences."""
     x, weight, bias = (
@@ -144,6 +185,17 @@ def check_gradients() -> None:
     torch.library.opcheck(torch.ops.zoo.poly_norm.default, (x, weight, bias, EPS, True))
     assert torch.autograd.gradcheck(polycom.poly_norm, (x, weight, bias))
     assert torch.autograd.gradgradcheck(polycom.poly_norm, (x, weight, bias))
+    x, v, weight = (
+        _values(seed, *shape, dtype=torch.float64).requires_grad_()
+        for seed, shape in ((1, (2, 4, 3)), (2, (4,)), (3, (4,)))
+    )
+    torch.library.opcheck(torch.ops.zoo.evonorm_s.default, (x, v, weight, None, 2, 1e-3, False, False, False))
+    for function in (
+        lambda x, v, weight: evonorm.evonorm_s(x, v, weight, None, 2, 1e-3),
+        lambda x, v, weight: evonorm.evonorm_b(x, v, weight, None, None, True, eps=1e-3),
+    ):
+        assert torch.autograd.gradcheck(function, (x, v, weight))
+        assert torch.autograd.gradgradcheck(function, (x, v, weight))
 
 
 def check_here(library: Path) -> dict[str, object]:
@@ -151,10 +203,11 @@ def check_here(library: Path) -> dict[str, object]:
     assert cpu.find() == library, f"{cpu.find()} would be taken instead of {library}"
     assert use_cpu_library()
     for op in OPS:
-        for name in (f"zoo::{op}", f"zoo::{op}_backward"):
-            assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU"), f"{name} is not from the library"
+        is_there = torch._C._dispatch_has_kernel_for_dispatch_key(f"zoo::{op}", "CPU")
+        assert is_there, f"zoo::{op} is not from the library"
     tally = Tally()
     compare_ops(tally)
+    compare_evonorm_ops(tally)
     check_gradients()
     return {"torch": torch.__version__, "count": tally.count, "worst": tally.worst, "digest": tally.digest}
 
@@ -224,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         digests.add(found["digest"])
         print(
-            f"torch {found['torch']}: {found['count']} outputs of {2 * len(OPS)} ops within {found['worst']:.2f} of the"
+            f"torch {found['torch']}: {found['count']} outputs of {len(OPS)} ops within {found['worst']:.2f} of the"
             f" tolerance, opcheck, gradcheck and gradgradcheck pass; bits {found['digest']}",
             flush=True,
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.bench import _timing, evonorm, polycom, polycom_lm
+from scripts.bench import _timing, evonorm, evonorm_batch, polycom, polycom_lm
 
 RESULTS = Path(__file__).parents[1] / "scripts/bench/results"
 
@@ -90,6 +90,39 @@ def test_verdicts_follow_from_the_rows() -> None:
     rows[0]["val_loss"] = 2.15
     assert polycom_lm.verdicts(rows, [0])["polynorm_lowest_every_seed"] is False
     assert polycom_lm.verdicts(rows, [0, 1])["polynorm_lowest_every_seed"] is None
+
+
+def test_verdicts_on_batch_sizes_follow_from_the_rows() -> None:
+    accuracy = {"bn_relu": 0.5, "gn_relu": 0.8, "evonorm_s0": 0.85, "evonorm_b0": 0.4}
+    rows = [
+        {"layer": layer, "batch": batch, "seed": 0, "val_acc": value, "val_loss": 1 - value}
+        for layer, value in accuracy.items()
+        for batch in evonorm_batch.BATCHES
+    ]
+    assert evonorm_batch.verdicts(rows, [0]) == {
+        "s0_30_points_above_bn_at_batch_1": True,
+        "s0_loss_not_above_bn_at_batch_2": True,
+        "s0_at_batch_1_within_2_points_of_batch_32": True,
+        "b0_above_bn_at_batch_32": False,
+        "s0_above_bn_at_batch_32": True,
+        "s0_above_gn_at_every_batch": True,
+    }
+    next(row for row in rows if (row["layer"], row["batch"]) == ("gn_relu", 16))["val_acc"] = 0.9
+    assert evonorm_batch.verdicts(rows, [0])["s0_above_gn_at_every_batch"] is False
+    assert set(evonorm_batch.verdicts(rows, [0, 1]).values()) == {None}
+
+
+@pytest.mark.parametrize("layer", evonorm_batch.LAYERS)
+def test_other_batch_sizes_follow_from_the_config(layer: str) -> None:
+    """The configs of batch 1 and 2 that are shipped are what the script makes of the one of batch 32."""
+    for batch in (1, 2):
+        given = dict(word[2:].split("=") for word in evonorm_batch.Run(layer, batch, 0).arguments() if "=" in word)
+        shipped = evonorm_batch._config(f"classify/shapes_{layer}_b{batch}")
+        model = shipped["model"]["init_args"]
+        assert int(given["data.init_args.batch_size"]) == shipped["data"]["init_args"]["batch_size"]
+        assert float(given["model.init_args.optimizer.init_args.lr"]) == model["optimizer"]["init_args"]["lr"]
+        warmup = model["lr_scheduler"]["init_args"]["warmup_steps"]
+        assert int(given["model.init_args.lr_scheduler.init_args.warmup_steps"]) == pytest.approx(warmup, rel=0.01)
 
 
 @pytest.mark.slow

@@ -175,11 +175,13 @@ def test_component_table_is_the_catalog(tables: ModuleType) -> None:
 def test_tables_stand_without_results(tables: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tables, "RESULTS", tmp_path / "nothing")
     made = {name: make() for name, make in tables.TABLES.items()}
-    for name in ("speed", "speed-brief", "speed-closed-form", "runs"):
+    for name in ("speed", "speed-brief", "speed-closed-form", "runs", "evonorm-speed", "evonorm-batch"):
         assert made[name].startswith("Not measured yet: `scripts/bench/results/")
     assert "not measured yet" in made["gpu"]
     assert made["polycom-roofline"].count("| not measured |") == 24
-    assert all(line.count("| not measured yet |") == 2 for line in made["claims"].splitlines()[2:])  # figure, verdict
+    assert made["evonorm-roofline"].count("| not measured |") == 12
+    for name in ("claims", "evonorm-claims"):
+        assert all(line.count("| not measured yet |") == 2 for line in made[name].splitlines()[2:])  # figure, verdict
 
 
 def test_figures_of_a_gpu_reach_the_tables(tables: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -237,6 +239,35 @@ def test_verdict_comes_from_the_figures(
     (tmp_path / "polycom_lm.json").write_text(json.dumps(record))
     assert claimed(tables, "PolyNorm ends lowest of the paper's five").endswith("| not measured yet |")
     assert "not run" in tables.runs()
+
+
+def test_batch_size_verdicts_come_from_the_figures(
+    tables: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    accuracy = {"bn_relu": 0.5, "gn_relu": 0.8, "evonorm_s0": 0.85, "evonorm_b0": 0.4}
+    rows = [
+        {"layer": layer, "batch": batch, "seed": seed, "val_acc": value, "val_loss": 1 - value}
+        for seed in (0, 1)
+        for layer, value in accuracy.items()
+        for batch in (1, 2, 4, 16, 32)
+    ]
+    rows[0]["val_acc"] = 0.6  # BN-ReLU at batch 1, seed 0
+    environment = {"packages": {"torch": "2"}, "python": "3", "cpu_count": 2, "git": None}
+    record = {"device": "cpu", "environment": environment, "results": rows}
+    (tmp_path / "evonorm_batch.json").write_text(json.dumps(record))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in tables.batch_claims().splitlines()}
+    first = lines["S0 is 30 points above BN-ReLU at batch 1"]
+    assert "+25, +35 points of lead" in first
+    assert first.endswith("| does not hold (1 of 2 seeds) |")
+    assert lines["S0 is above GN-ReLU at every batch size"].endswith("| holds |")
+    assert lines["S0 at batch 1 is within 2 points of batch 32"].endswith("| holds |")
+    assert lines["B0 is above BN-ReLU at batch 32"].endswith("| does not hold (0 of 2 seeds) |")
+    assert "60.0 / 0.500, 50.0 / 0.500" in tables.batch_sizes()
+    del rows[-1]
+    (tmp_path / "evonorm_batch.json").write_text(json.dumps(record))
+    (last,) = [line for line in tables.batch_claims().splitlines() if line.startswith("| B0 is above")]
+    assert last.endswith("| not measured yet |")
 
 
 def claimed(tables: ModuleType, claim: str) -> str:

@@ -142,7 +142,7 @@ class ConditionalGAN(L.LightningModule):
         discriminator_steps.zero_grad()
         self.manual_backward(total)
         # The bare optimizer: Lightning counts the steps of its own, and this run counts one a batch.
-        discriminator_steps.step()
+        discriminator_steps.optimizer.step()
 
         self.toggle_optimizer(generator_steps)
         score = self.discriminator(self.generator(self._noise(len(real)), classes), classes)

@@ -3,7 +3,7 @@
 | variable | values | meaning |
 | --- | --- | --- |
 | `ZOO_KERNELS` | `auto` (default), `off`, `require` | `off`: no native kernels; `require`: an error without |
-| `ZOO_CACHE_DIR` | a folder | where compiled kernels are kept; `$XDG_CACHE_HOME/zoo`, else `~/.cache/zoo` |
+| `ZOO_CACHE_DIR` | a folder | for compiled kernels and decoded pictures; `$XDG_CACHE_HOME/zoo`, else `~/.cache/zoo` |
 | `ZOO_KERNEL_DIR` | a folder | kernels of `zoo kernels build --out`, looked at before the cache |
 | `ZOO_PLUGINS` | `1` (default), `0` | `0` ignores components announced by other distributions |
 | `ZOO_DEBUG` | `0` (default), `1` | `1` shows full tracebacks and the parser's own messages |
@@ -34,7 +34,7 @@ def kernel_mode() -> KernelMode:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept. It need not exist.
+    """Where compiled kernels and decoded pictures are kept. It need not exist.
 
     Raises:
         KernelError: if no folder is named and the user has no home.

@@ -16,6 +16,7 @@ from torch import Tensor
 from zoo.data import ImageFolder
 from zoo.data import folder as module
 from zoo.data.folder import _padded_crop, _resized_crop
+from zoo.data.loader import ResumableLoader
 from zoo.data.sources import Archive, Entry, Folder
 from zoo.errors import DataError
 
@@ -225,9 +226,9 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index(augment: str, root: 
 
 
 def test_a_resumed_loader_draws_what_the_whole_run_drew(root: Path) -> None:
-    def loader() -> module.PictureLoader:
+    def loader() -> ResumableLoader:
         made = small(root, augment="crop").train_dataloader()
-        assert isinstance(made, module.PictureLoader)
+        assert isinstance(made, ResumableLoader)
         made.batch_sampler.set_epoch(2)  # type: ignore[union-attr]
         return made
 

@@ -7,9 +7,9 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import lightning as L
 import torch
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError
 from ..settings import cache_folder
-from .loader import ResumableLoader, _place, eval_loader
+from .loader import eval_loader, train_loader
 from .sources import Archive, Entry, Folder, find, take_turns
 
 Augment = Literal["none", "crop", "resized_crop"]
@@ -106,15 +106,6 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         key = f"{self.seed} {int(self._epoch)} {index}".encode()
         seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big", signed=True)
         return torch.rand(24, generator=torch.Generator().manual_seed(seed))
-
-
-class PictureLoader(ResumableLoader):
-    """Tells the pictures the epoch before the first of its batches is loaded."""
-
-    def __iter__(self) -> Iterator[Any]:  # pyrefly: ignore[bad-override]  # as in ResumableLoader
-        assert isinstance(self.dataset, Pictures)
-        self.dataset.set_epoch(self._batches.epoch)
-        yield from super().__iter__()
 
 
 class ImageFolder(L.LightningDataModule):
@@ -243,16 +234,8 @@ class ImageFolder(L.LightningDataModule):
         return self._sets[self.splits[1]]
 
     def train_dataloader(self) -> DataLoader:
-        rank, world = _place(self)
-        return PictureLoader(
-            self.train_set,
-            self.batch_size,
-            self.seed,
-            rank,
-            world,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+        return train_loader(
+            self, self.train_set, batch_size=self.batch_size, seed=self.seed, num_workers=self.num_workers
         )
 
     def val_dataloader(self) -> DataLoader:

@@ -67,7 +67,8 @@ class SeededBatches(BatchSampler):
 class ResumableLoader(DataLoader):
     """Training loader; Lightning stores its position in every checkpoint through `state_dict`.
 
-    A dataset must not draw random numbers in loader workers: their seeds depend on how often a loader was started.
+    A dataset must not draw random numbers in loader workers: their seeds depend on how often a loader was started. One
+    with a `set_epoch` is told the epoch before its first picture is asked for, and may draw as a function of that.
 
     Args:
         dataset: map-style dataset.
@@ -86,6 +87,8 @@ class ResumableLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:  # pyrefly: ignore[bad-override]  # the wrapped iterator, counted
         self._handed_out = self._batches.start
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(self._batches.epoch)
         for batch in super().__iter__():
             self._handed_out += 1
             yield batch

@@ -50,12 +50,43 @@ struct Vector {
   friend Mask operator<=(Vector a, C b) { return {a.low <= b, a.high <= b}; }
   friend Mask operator==(Vector a, C b) { return {a.low == b, a.high == b}; }
   friend Mask operator==(Vector a, Vector b) { return {a.low == b.low, a.high == b.high}; }
-  static Vector all(C value) { return Vector{} + value; }
 };
+
+template <class C>
+inline Vector<C> broadcast(C value) {
+  return Vector<C>{} + value;
+}
 
 template <class C>
 inline Vector<C> select(typename Vector<C>::Mask mask, Vector<C> yes, Vector<C> no) {
   return {mask.low ? yes.low : no.low, mask.high ? yes.high : no.high};
+}
+// b where either is NaN, which is what the instruction does and a compiler does not see.
+template <class Part>
+inline Part larger_part(Part a, Part b) {
+#ifdef __AVX2__
+  if constexpr (std::is_same_v<Part, Register<float>::type>)
+    return (Part)_mm256_max_ps((__m256)a, (__m256)b);
+  else
+    return (Part)_mm256_max_pd((__m256d)a, (__m256d)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+template <class Part>
+inline Part smaller_part(Part a, Part b) {
+#ifdef __AVX2__
+  if constexpr (std::is_same_v<Part, Register<float>::type>)
+    return (Part)_mm256_min_ps((__m256)a, (__m256)b);
+  else
+    return (Part)_mm256_min_pd((__m256d)a, (__m256d)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+template <class C>
+inline Vector<C> larger(Vector<C> a, Vector<C> b) {
+  return {larger_part(a.low, b.low), larger_part(a.high, b.high)};
 }
 template <class C>
 inline Vector<C> magnitude(Vector<C> v) {
@@ -80,100 +111,6 @@ inline C largest_lane(Vector<C> v) {
   C largest = both[0];
   for (int i = 1; i < Vector<C>::lanes / 2; ++i) largest = both[i] > largest ? both[i] : largest;
   return largest;
-}
-
-// a b + c with one rounding where the processor has it, else two.
-template <class Part>
-inline Part multiply_add(Part a, Part b, Part c) {
-#ifdef __FMA__
-  if constexpr (std::is_same_v<Part, Register<float>::type>)
-    return (Part)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-  else
-    return (Part)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
-#else
-  return a * b + c;
-#endif
-}
-// The number, or the end of [-bound, bound] that it lies beyond; a NaN stays.
-template <class Part, class C>
-inline Part bounded(Part x, C bound) {
-  const Part high = Part{} + bound, low = -high;
-#ifdef __AVX__
-  if constexpr (std::is_same_v<Part, Register<float>::type>)
-    return (Part)_mm256_max_ps((__m256)low, _mm256_min_ps((__m256)high, (__m256)x));
-  else
-    return (Part)_mm256_max_pd((__m256d)low, _mm256_min_pd((__m256d)high, (__m256d)x));
-#else
-  x = high < x ? high : x;
-  return low > x ? low : x;
-#endif
-}
-
-// e^r for |r| <= ln 2 / 2 by the polynomial of the smallest relative error of its degree, 1.9e-9 and 3.1e-18.
-template <class C>
-struct Exponential;
-template <>
-struct Exponential<float> {
-  static constexpr int degree = 6, shift = 23, bias = 127;
-  static constexpr float log2e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-  static constexpr float rounder = 12582912.0f;  // 1.5 * 2^23: the sum's last place is 1
-  static constexpr float largest = 87.33f;       // of either sign: e^x and its inverse are normal numbers
-  static constexpr float coefficients[degree + 1] = {1.0f,           1.000000036f,   0.49999992075f, 0.16666420072f,
-                                                     0.04166822619f, 0.00837482403f, 0.00138368357f};
-};
-template <>
-struct Exponential<double> {
-  static constexpr int degree = 11, shift = 52, bias = 1023;
-  static constexpr double log2e = 1.4426950408889634, ln2_high = 6.93145751953125e-1, ln2_low = 1.4286068203094172321e-6;
-  static constexpr double rounder = 6755399441055744.0;  // 1.5 * 2^52
-  static constexpr double largest = 708.0;
-  static constexpr double coefficients[degree + 1] = {1.0,
-                                                      1.0,
-                                                      0.5000000000000017703,
-                                                      0.166666666666661682,
-                                                      0.04166666666649262968,
-                                                      0.008333333333559433932,
-                                                      0.001388888895126104161,
-                                                      0.0001984126943247048834,
-                                                      0.00002480148648143640087,
-                                                      2.755762262047198039e-6,
-                                                      2.763230817489448582e-7,
-                                                      2.499430327381439512e-8};
-};
-
-// The terms First ... First + Count - 1 of the polynomial in r, over r^First, from powers of -r: 1st, 2nd, 4th, 8th. Half
-// by half, since what limits a loop over elements is how long each has to wait for its own last operation.
-template <class C, int First, int Count>
-inline typename Register<C>::type estrin(const typename Register<C>::type* powers) {
-  using Part = typename Register<C>::type;
-  if constexpr (Count == 1) {
-    constexpr C coefficient = Exponential<C>::coefficients[First];
-    return Part{} + (First % 2 ? -coefficient : coefficient);
-  } else {
-    constexpr int log = Count > 8 ? 3 : Count > 4 ? 2 : Count > 2 ? 1 : 0, half = 1 << log;
-    return multiply_add(estrin<C, First + half, Count - half>(powers), powers[log], estrin<C, First, half>(powers));
-  }
-}
-
-// 1 / (1 + e^-z) with e^-z = 2^n e^r. Beyond +-largest it stays at its value there, which is the smallest normal number on
-// the left; a NaN stays one.
-template <class C>
-inline typename Register<C>::type sigmoid(typename Register<C>::type z) {
-  using Facts = Exponential<C>;
-  using Part = typename Register<C>::type;
-  using Bits = typename Register<C>::mask;
-  const auto all = [](C value) { return Part{} + value; };
-  z = bounded(z, Facts::largest);
-  const Part shifted = multiply_add(z, all(-Facts::log2e), all(Facts::rounder)), n = shifted - Facts::rounder;
-  const Part minus_r = multiply_add(n, all(Facts::ln2_low), multiply_add(n, all(Facts::ln2_high), z));
-  const Part square = minus_r * minus_r, fourth = square * square, powers[] = {minus_r, square, fourth, fourth * fourth};
-  const Part sum = estrin<C, 0, Facts::degree + 1>(powers);
-  const Bits exponent = reinterpret_cast<Bits>(shifted) - (reinterpret_cast<Bits>(all(Facts::rounder)) - Facts::bias);
-  return 1 / multiply_add(sum, reinterpret_cast<Part>(exponent << Facts::shift), all(1));
-}
-template <class C>
-inline Vector<C> sigmoid(Vector<C> z) {
-  return {sigmoid<C>(z.low), sigmoid<C>(z.high)};
 }
 
 template <class C, class = std::enable_if_t<std::is_floating_point_v<C>>>
@@ -231,6 +168,14 @@ inline void store(half* p, Vector<float> v) {
 #endif
 }
 
+// Where a vector loaded from S keeps element i of a row, as an offset in the same row of compute_t<S>: rows of
+// parameters are laid down in this order for loops whose vectors span channels.
+template <class S>
+constexpr std::int64_t place(std::int64_t i) {
+  if constexpr (std::is_same_v<S, bf16>) return (i & ~std::int64_t{15}) | (i & 1) << 3 | (i & 15) >> 1;
+  return i;
+}
+
 // The next row on its way while this one is written; beyond the last row it is a no-op.
 template <class S>
 inline void prefetch(const S* p) {
@@ -248,7 +193,33 @@ template <class S>
 inline void store(S* p, Vector<compute_t<S>> v, All) {
   store(p, v);
 }
-// Zeros beyond the end: they add nothing to any sum of ours.
+#ifdef __AVX2__
+// All bits of the first `count` elements of a register, which may be fewer than none and more than all.
+template <class C>
+inline __m256i first(int count) {
+  static constexpr std::int32_t bits[] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+  constexpr int words = sizeof(C) / sizeof *bits;
+  count = count < 0 ? 0 : count < 8 / words ? count : 8 / words;
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bits + 8 - count * words));
+}
+inline Vector<float> load(const float* p, int count) {
+  using Part = Vector<float>::Part;
+  return {(Part)_mm256_maskload_ps(p, first<float>(count)), (Part)_mm256_maskload_ps(p + 8, first<float>(count - 8))};
+}
+inline Vector<double> load(const double* p, int count) {
+  using Part = Vector<double>::Part;
+  return {(Part)_mm256_maskload_pd(p, first<double>(count)), (Part)_mm256_maskload_pd(p + 4, first<double>(count - 4))};
+}
+inline void store(float* p, Vector<float> v, int count) {
+  _mm256_maskstore_ps(p, first<float>(count), (__m256)v.low);
+  _mm256_maskstore_ps(p + 8, first<float>(count - 8), (__m256)v.high);
+}
+inline void store(double* p, Vector<double> v, int count) {
+  _mm256_maskstore_pd(p, first<double>(count), (__m256d)v.low);
+  _mm256_maskstore_pd(p + 4, first<double>(count - 4), (__m256d)v.high);
+}
+#endif
+// Zeros beyond the end: they add nothing to most sums.
 template <class S>
 inline Vector<compute_t<S>> load(const S* p, int count) {
   S values[Vector<compute_t<S>>::lanes] = {};
@@ -262,44 +233,24 @@ inline void store(S* p, Vector<compute_t<S>> v, int count) {
   std::memcpy(p, values, count * sizeof(S));
 }
 
-// Numbers of the compute type that belong to elements of a tensor of S: each in the lane where load puts its element.
+// The vector where elements exist, and 0 beyond, whatever was computed from the zeros there.
 template <class S>
-inline Vector<compute_t<S>> load_like(const compute_t<S>* p, int count) {
-  using C = compute_t<S>;
-  C values[Vector<C>::lanes] = {};
-  std::memcpy(values, p, count * sizeof(C));
-  if constexpr (std::is_same_v<S, bf16>) {
-    C placed[Vector<C>::lanes];
-    for (int i = 0; i < Vector<C>::lanes; ++i) placed[i % 2 * (Vector<C>::lanes / 2) + i / 2] = values[i];
-    return load(placed);
-  } else {
-    return load(values);
-  }
+inline Vector<compute_t<S>> existing(Vector<compute_t<S>> v, All) {
+  return v;
 }
 template <class S>
-inline void store_like(compute_t<S>* p, Vector<compute_t<S>> v, int count) {
+inline Vector<compute_t<S>> existing(Vector<compute_t<S>> v, int count) {
   using C = compute_t<S>;
-  C values[Vector<C>::lanes];
-  store(values, v);
-  if constexpr (std::is_same_v<S, bf16>) {
-    C placed[Vector<C>::lanes];
-    for (int i = 0; i < Vector<C>::lanes; ++i) placed[i] = values[i % 2 * (Vector<C>::lanes / 2) + i / 2];
-    std::memcpy(p, placed, count * sizeof(C));
-  } else {
-    std::memcpy(p, values, count * sizeof(C));
-  }
-}
-// The elements of a tail, and `rest` in the lanes beyond it.
-template <class S>
-inline Vector<compute_t<S>> load_or(const S* p, int count, compute_t<S> rest) {
-  using C = compute_t<S>;
-  C values[Vector<C>::lanes];
-  for (int i = 0; i < Vector<C>::lanes; ++i) values[i] = i < count ? static_cast<C>(widen(p[i])) : rest;
-  return load_like<S>(values, Vector<C>::lanes);
-}
-template <class S>
-inline Vector<compute_t<S>> load_or(const S* p, All, compute_t<S>) {
-  return load(p);
+#ifdef __AVX2__
+  using Bits = typename Register<C>::mask;
+  constexpr bool alternate = std::is_same_v<S, bf16>;
+  const int low = alternate ? (count + 1) / 2 : count, high = alternate ? count / 2 : count - Vector<C>::lanes / 2;
+  return select({(Bits)first<C>(low), (Bits)first<C>(high)}, v, Vector<C>{});
+#else
+  C ones[Vector<C>::lanes] = {};
+  for (int i = 0; i < count; ++i) ones[place<S>(i)] = 1;
+  return select(load(ones) == C(1), v, Vector<C>{});
+#endif
 }
 
 // Calls body(offset, count, u) for every vector of elements [start, stop), `Unroll` of them at a time with u = 0, 1, ...:
@@ -314,6 +265,72 @@ inline void for_each_vector(std::int64_t start, std::int64_t stop, Body&& body) 
   }
   for (; j + width <= stop; j += width) body(j, All{}, 0);
   if (j < stop) body(j, static_cast<int>(stop - j), 0);
+}
+
+// Sums over a row that may be long run in chunks of this many elements; the chunks' totals are added in double.
+constexpr std::int64_t kChunk = 4096;
+
+// totals[k] += the sum over elements of what add(offset, count, sums) puts into sums[k].
+template <class C, int Sums, int Unroll, class Add>
+inline void add_sums(std::int64_t width, double* totals, Add&& add) {
+  for (std::int64_t start = 0; start < width; start += kChunk) {
+    Vector<C> sums[Unroll][Sums] = {};
+    for_each_vector<C, Unroll>(start, start + kChunk < width ? start + kChunk : width,
+                               [&](std::int64_t j, auto count, int u) { add(j, count, sums[u]); });
+    for (int k = 0; k < Sums; ++k)
+      for (int u = 0; u < Unroll; ++u) totals[k] += sum_lanes(sums[u][k]);
+  }
+}
+
+// What e^-x is made of: 2^n (1 + w) with -x = n ln 2 - r, w = r^2 q(r) - r, and q of least relative error in e^-r
+// (Remez; 5e-11 for float, 4e-18 for double). `shift` leaves n in the last bits of a sum, with the bias of an exponent
+// and the logarithm of `scale` added. Below `least` the sigmoid is 0, and at `most` it is 1 to the last bit.
+template <class C>
+struct Exponential;
+template <>
+struct Exponential<float> {
+  static constexpr int bits = 23;
+  static constexpr float least = -104, most = 40, scale = 0x1p-64f, shift = 0x1.8p23f + 127 - 64;
+  static constexpr float log2e = 0x1.715476p+0f, ln2_high = 0x1.63p-1f, ln2_low = -0x1.bd0106p-13f;
+  static constexpr float q[] = {0x1p-1f,         -0x1.555554p-3f, 0x1.55548ep-5f,
+                                -0x1.111272p-7f, 0x1.6d8d52p-10f, -0x1.9f085ap-13f};
+};
+template <>
+struct Exponential<double> {
+  static constexpr int bits = 52;
+  static constexpr double least = -746, most = 300, scale = 0x1p-512, shift = 0x1.8p52 + 1023 - 512;
+  static constexpr double log2e = 0x1.71547652b82fep+0, ln2_high = 0x1.62e42feep-1, ln2_low = 0x1.a39ef35793c76p-33;
+  static constexpr double q[] = {0x1.000000000000ap-1,  -0x1.55555555554f9p-3,  0x1.555555555083ep-5,
+                                 -0x1.1111111127d10p-7, 0x1.6c16c18438b84p-10,  -0x1.a01a012a0eeb0p-13,
+                                 0x1.a01999e24fa53p-16, -0x1.71df25b383d61p-19, 0x1.28ad9b964f933p-22,
+                                 -0x1.ad7f3e5c6e47dp-26};
+};
+
+// 1 / (1 + e^-x) as scale / (sum + w 2^n scale) with sum = scale + 2^n scale and what its rounding lost: two roundings
+// beside those in w, for either sign of x. Nothing overflows, and a denormal result comes out of the division.
+// n ln2_high is exact, with or without a fused multiply-add.
+template <class C>
+inline typename Register<C>::type sigmoid_of(typename Register<C>::type x) {
+  using Part = typename Register<C>::type;
+  using Bits = typename Register<C>::mask;
+  using E = Exponential<C>;
+  x = smaller_part(E::most + Part{}, larger_part(E::least + Part{}, x));  // a NaN stays
+  const Part shifted = x * -E::log2e + E::shift, n = shifted - E::shift;
+  const Part r = (x + n * E::ln2_high) + n * E::ln2_low;
+  const Part square = r * r;
+  constexpr int last = sizeof(E::q) / sizeof(C) - 2;
+  Part q = r * E::q[last + 1] + E::q[last];
+#pragma GCC unroll 16
+  for (int k = last - 2; k >= 0; k -= 2) q = q * square + (r * E::q[k + 1] + E::q[k]);  // pairs: half the latency
+  const Part w = q * square - r;
+  const Part power = reinterpret_cast<Part>(reinterpret_cast<Bits>(shifted) << E::bits);
+  const Part sum = power + E::scale, lost = E::scale - (sum - power);
+  return (E::scale + Part{}) / (sum + (power * w + lost));
+}
+
+template <class C>
+inline Vector<C> sigmoid(Vector<C> x) {
+  return {sigmoid_of<C>(x.low), sigmoid_of<C>(x.high)};
 }
 
 }  // namespace zoo::cpu

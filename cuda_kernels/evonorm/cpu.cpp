@@ -1,10 +1,11 @@
-// The ops of the EvoNorm layers for CPU tensors. Schemas: zoo/norms/evonorm/ops.py; what they promise: eager.py beside it.
-#include <algorithm>
-#include <optional>
+// zoo::evonorm_s with its backward and the kernels of the B layers for CPU tensors. Schemas: evonorm/ops.py; what they
+// promise: evonorm/eager.py.
+#include <cmath>
+#include <limits>
+#include <memory>
 #include <tuple>
 
-#include "common/stable.h"
-#include "evonorm/cpu_kernels.h"
+#include "evonorm/cpu_tensors.h"
 
 namespace {
 
@@ -12,365 +13,342 @@ using namespace zoo;
 using namespace zoo::evonorm;
 using namespace zoo::stable;
 
-constexpr int64_t kElementsPerTask = 32768;  // below this a second thread costs more than it does
+constexpr auto ignore = [](auto&&...) {};
 
-Tensor new_compute(const Tensor& like, std::initializer_list<int64_t> size) {
-  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(size.begin(), size.size()), compute_scalar_type(like));
-}
+// S layers
 
-Extents extents_of(const Tensor& x, bool channels_last) {
-  STD_TORCH_CHECK(x.dim() == 3, "x must be [N, C, L], or [N, L, C] with channels_last, got ", x.dim(), " dimensions");
-  check_contiguous(x, "x");
-  return {x.size(0), x.size(channels_last ? 2 : 1), x.size(channels_last ? 1 : 2)};
-}
-
-void check_like(const Tensor& t, const Tensor& x, const char* name) {
-  check_contiguous(t, name);
-  bool same = t.dim() == x.dim() && t.scalar_type() == x.scalar_type();
-  for (int64_t d = 0; same && d < x.dim(); ++d) same = t.size(d) == x.size(d);
-  STD_TORCH_CHECK(same, name, " must be shaped and typed like x");
-}
-
-void check_compute(const Tensor& t, const Tensor& x, int64_t size, const char* name) {
-  check_contiguous(t, name);
-  STD_TORCH_CHECK(t.scalar_type() == compute_scalar_type(x) && t.numel() == size, name, " must hold ", size,
-                  " numbers of the compute type, got ", t.numel());
-}
-
-// A parameter in the compute type; `absent` where there is none.
 template <class C>
-Parameter<C> parameter(const std::optional<Tensor>& given, const Extents& extents, C absent, const char* name) {
-  Parameter<C> found;
-  if (!given.has_value()) {
-    found.values.assign(extents.channels, absent);
-    return found;
+struct SLayer {
+  Parameter<C> v, weight, bias;
+  int64_t groups;
+  std::vector<int64_t> group_of;  // a channel: where there is one pixel to a channel, divisions count
+  C* stats;
+  double eps;
+
+  SLayer(const Shape& in, const Optional& v, const Optional& weight, const Optional& bias, const Tensor& stats,
+         double eps)
+      : v(v, C(1), in, "v", 1),
+        weight(weight, C(1), in, "weight"),
+        bias(bias, C(0), in, "bias"),
+        groups(stats.size(2)),
+        group_of(in.channels),
+        stats(output<C>(stats)),
+        eps(eps) {
+    for (int64_t c = 0; c < in.channels; ++c) group_of[c] = c / (in.channels / groups);
   }
-  check_contiguous(*given, name);
-  found.per_sample = given->dim() == 2;
-  const int64_t size = (found.per_sample ? extents.samples : 1) * extents.channels;
-  STD_TORCH_CHECK(given->numel() == size, name, " must hold ", size, " numbers, got ", given->numel());
-  found.values.resize(size);
-  for (int64_t i = 0; i < size; ++i) found.values[i] = read_as<C>(given->const_data_ptr(), dtype_of(*given), i);
-  return found;
-}
 
-bool is_per_sample(const std::optional<Tensor>& weight) { return weight.has_value() && weight->dim() == 2; }
-
-// Calls body(begin, end) on shares of [0, count), each of which stands for `elements` elements.
-template <class Body>
-void parallel(int64_t count, int64_t elements, Body&& body) {
-  if (count == 0 || elements == 0) return;
-  torch::stable::parallel_for(0, count, std::max<int64_t>(1, kElementsPerTask / elements), body);
-}
-
-// Calls body(sample, block, first, last) for the blocks of positions of every sample.
-template <class Body>
-void for_each_block(const Extents& extents, Body&& body) {
-  const Blocks blocks(extents);
-  parallel(extents.samples * blocks.count, std::min(blocks.positions, extents.length) * extents.channels,
-           [&](int64_t begin, int64_t end) {
-             for (int64_t k = begin; k < end; ++k) {
-               const int64_t first = k % blocks.count * blocks.positions;
-               body(k / blocks.count, k, first, std::min(first + blocks.positions, extents.length));
-             }
-           });
-}
-
-// [quantities, N, C] from the blocks' [N blocks, quantities, C], in the order of the blocks.
-template <class C>
-void add_blocks(const Extents& extents, int quantities, const std::vector<C>& partial, C* sums) {
-  const Blocks blocks(extents);
-  const int64_t channels = extents.channels;
-  std::vector<double> total(channels);
-  for (int64_t n = 0; n < extents.samples; ++n) {
-    for (int k = 0; k < quantities; ++k) {
-      std::fill(total.begin(), total.end(), 0.0);
-      for (int64_t b = 0; b < blocks.count; ++b) {
-        const C* from = partial.data() + ((n * blocks.count + b) * quantities + k) * channels;
-        for (int64_t c = 0; c < channels; ++c) total[c] += from[c];
-      }
-      C* to = sums + (k * extents.samples + n) * channels;
-      for (int64_t c = 0; c < channels; ++c) to[c] = static_cast<C>(total[c]);
-    }
+  C* mean(int64_t n, int64_t group) const { return stats + n * groups + group; }
+  C* root(const Shape& in, int64_t n, int64_t group) const { return stats + (in.samples + n) * groups + group; }
+  void set(const Shape& in, int64_t n, int64_t group, const Moments& of) const {
+    *mean(n, group) = static_cast<C>(of.mean);
+    *root(in, n, group) = static_cast<C>(1 / std::sqrt(of.variance() + eps));
   }
-}
+};
 
-template <class S, class Layer>
-void sums(const Layer& layer, const S* grad, const S* x, bool channels_last, compute_t<S>* to) {
+template <class S, bool Linear>
+void s_forward(const Shape& in, const SLayer<compute_t<S>>& layer, const S* x, S* y, bool rms) {
   using C = compute_t<S>;
-  const Extents& extents = layer.extents;
-  if (!channels_last) {
-    parallel(extents.samples * extents.channels, extents.length,
-             [&](int64_t begin, int64_t end) { sums_planes(layer, grad, x, to, begin, end); });
-    return;
-  }
-  const int64_t width = Layer::quantities * extents.channels;
-  std::vector<C> partial(extents.samples * Blocks(extents).count * width);
-  for_each_block(extents, [&](int64_t n, int64_t k, int64_t first, int64_t last) {
-    sums_pixels(layer, grad, x, partial.data() + k * width, n, first, last);
-  });
-  add_blocks(extents, Layer::quantities, partial, to);
-}
-
-template <class S, class Layer>
-void apply(const Layer& layer, const S* x, bool channels_last, S* y) {
-  const Extents& extents = layer.extents;
-  if (!channels_last) {
-    parallel(extents.samples * extents.channels, extents.length,
-             [&](int64_t begin, int64_t end) { apply_planes(layer, x, y, begin, end); });
+  const int64_t of_group = in.channels / layer.groups;
+  auto fill = [&](int64_t n, int64_t c, C* of) {
+    of[0] = layer.v(0, c);
+    of[1] = *layer.root(in, n, layer.group_of[c]) * layer.weight(n, c);
+    of[2] = layer.bias(n, c);
+  };
+  if (in.channels_last) {
+    for_samples(in, [&](int64_t n) {
+      const S* from = x + n * in.sample();
+      const std::vector<Moments> moments = moments_across(in, from, rms);
+      for (int64_t group = 0; group < layer.groups; ++group)
+        layer.set(in, n, group, Moments::together(&moments[group * of_group], of_group));
+      in_sample<S>(in, SApply<S, Linear>{from, y + n * in.sample()}, [&](int64_t c, C* of) { fill(n, c, of); }, ignore);
+    });
   } else {
-    for_each_block(extents, [&](int64_t n, int64_t, int64_t first, int64_t last) { apply_pixels(layer, x, y, n, first, last); });
-  }
-}
-
-template <class S, class Layer>
-void gradient(const Layer& layer, const S* grad, const S* x, bool channels_last, S* dx) {
-  const Extents& extents = layer.extents;
-  if (!channels_last) {
-    parallel(extents.samples * extents.channels, extents.length,
-             [&](int64_t begin, int64_t end) { gradient_planes(layer, grad, x, dx, begin, end); });
-  } else {
-    for_each_block(extents, [&](int64_t n, int64_t, int64_t first, int64_t last) {
-      gradient_pixels(layer, grad, x, dx, n, first, last);
+    const int64_t size = of_group * in.length;
+    parallel(in.samples * layer.groups, size, [&](int64_t slab) {
+      const int64_t n = slab / layer.groups, group = slab % layer.groups;
+      layer.set(in, n, group, moments_along(x + slab * size, size, rms));
+      const SApply<S, Linear> step{x + slab * size, y + slab * size};
+      for (int64_t c = 0; c < of_group; ++c) {
+        C of[3];
+        fill(n, group * of_group + c, of);
+        along(step, of, c * in.length, in.length, nullptr);
+      }
     });
   }
 }
 
-// Mean and biased variance of each plane, [2, N, C].
-template <class S>
-void moments_into(const Extents& extents, const S* x, bool channels_last, compute_t<S>* to) {
+// `sums` [3, N, C]: of g u, g and g du/dv.
+template <class S, bool Linear>
+void s_backward(const Shape& in, const SLayer<compute_t<S>>& layer, const S* grad, const S* x, S* dx,
+                compute_t<S>* sums) {
   using C = compute_t<S>;
-  if (!channels_last) {
-    parallel(extents.samples * extents.channels, extents.length,
-             [&](int64_t begin, int64_t end) { moments_planes(extents, x, to, begin, end); });
-    return;
-  }
-  const Blocks blocks(extents);
-  const int64_t channels = extents.channels, width = 2 * channels, planes = extents.samples * channels;
-  std::vector<C> partial(extents.samples * blocks.count * width);
-  for_each_block(extents, [&](int64_t n, int64_t k, int64_t first, int64_t last) {
-    moments_pixels(extents, x, partial.data() + k * width, n, first, last);
-  });
-  for (int64_t n = 0; n < extents.samples; ++n) {
-    for (int64_t c = 0; c < channels; ++c) {
-      double count = 0, mean = 0, squares = 0;
-      for (int64_t b = 0; b < blocks.count; ++b) {
-        const C* from = partial.data() + (n * blocks.count + b) * width;
-        const double size = static_cast<double>(std::min(blocks.positions, extents.length - b * blocks.positions));
-        const double away = from[c] - mean, share = size / (count + size);
-        squares += from[channels + c] + away * away * count * share;
-        mean += away * share;
-        count += size;
+  const int64_t of_group = in.channels / layer.groups, size = of_group * in.length;
+  auto fill = [&](int64_t n, int64_t c, C* of) {
+    of[0] = layer.v(0, c);
+    of[1] = *layer.root(in, n, layer.group_of[c]) * layer.weight(n, c);
+  };
+  auto take = [&](int64_t n, int64_t c, const double* totals) {
+    for (int k = 0; k < 3; ++k) sums[k * in.planes() + n * in.channels + c] = static_cast<C>(totals[k]);
+  };
+  auto finish = [&](int64_t n, int64_t group, C* of) {
+    const double r = *layer.root(in, n, group);
+    double weighted = 0;
+    for (int64_t c = group * of_group; c < (group + 1) * of_group; ++c)
+      weighted += static_cast<double>(sums[n * in.channels + c]) * layer.weight(n, c);
+    of[0] = *layer.mean(n, group);
+    of[1] = static_cast<C>(weighted * r * r * r / static_cast<double>(size));
+  };
+  // Between the passes dx holds the direct part, if it can without a rounding.
+  auto room = [&](int64_t elements) {
+    return std::unique_ptr<C[]>(std::is_same_v<S, C> ? nullptr : new C[elements]);
+  };
+  auto direct = [&](const std::unique_ptr<C[]>& own, int64_t offset) {
+    if constexpr (std::is_same_v<S, C>)
+      return dx + offset;
+    else
+      return own.get();
+  };
+  if (in.channels_last) {
+    for_samples(in, [&](int64_t n) {
+      const int64_t offset = n * in.sample();
+      const auto own = room(in.sample());
+      C* const between = direct(own, offset);
+      in_sample<S>(in, SSums<S, Linear>{grad + offset, x + offset, between}, [&](int64_t c, C* of) { fill(n, c, of); },
+                   [&](int64_t c, const double* totals) { take(n, c, totals); });
+      std::vector<C> of_groups(2 * layer.groups);
+      for (int64_t group = 0; group < layer.groups; ++group) finish(n, group, &of_groups[2 * group]);
+      in_sample<S>(in, SFinish<S>{between, x + offset, dx + offset},
+                   [&](int64_t c, C* of) { std::copy_n(&of_groups[2 * layer.group_of[c]], 2, of); }, ignore);
+    });
+  } else {
+    parallel(in.samples * layer.groups, size, [&](int64_t slab) {
+      const int64_t n = slab / layer.groups, group = slab % layer.groups, offset = slab * size;
+      const auto own = room(size);
+      C *const between = direct(own, offset), of[2];
+      const SSums<S, Linear> step{grad + offset, x + offset, between};
+      for (int64_t c = 0; c < of_group; ++c) {
+        double totals[3] = {};
+        fill(n, group * of_group + c, of);
+        along(step, of, c * in.length, in.length, totals);
+        take(n, group * of_group + c, totals);
       }
-      to[n * channels + c] = static_cast<C>(mean);
-      to[planes + n * channels + c] = static_cast<C>(std::max(0.0, squares / count));
-    }
+      finish(n, group, of);
+      const SFinish<S> last{between, x + offset, dx + offset};
+      for (int64_t c = 0; c < of_group; ++c) along(last, of, c * in.length, in.length, nullptr);
+    });
   }
 }
 
-// Those of groups of channels, in the form of stats [2, N, G].
+struct SGradients {
+  Tensor dx, dv, dweight, dbias;
+};
+
+// dv, dweight and dbias from the sums over every sample's channel, sample by sample.
 template <class C>
-void stats_of_groups(const Extents& extents, int64_t members, const C* moments, C eps, bool rms, C* stats) {
-  const int64_t groups = extents.channels / members, planes = extents.samples * extents.channels;
-  for (int64_t k = 0; k < extents.samples * groups; ++k) {
-    double mean = 0, variance = 0;
-    for (int64_t m = 0; m < members; ++m) mean += moments[k * members + m];
-    mean /= static_cast<double>(members);
-    for (int64_t m = 0; m < members; ++m) {
-      const double away = moments[k * members + m] - mean;
-      variance += moments[planes + k * members + m] + away * away;
+void s_parameter_gradients(const Shape& in, const SLayer<C>& layer, const C* sums, const SGradients& to) {
+  const int64_t planes = in.planes();
+  const bool of_samples = to.dweight.dim() == 2;
+  std::vector<double> totals(3 * in.channels);
+  C *dv = output<C>(to.dv), *dweight = output<C>(to.dweight), *dbias = output<C>(to.dbias);
+  for (int64_t n = 0; n < in.samples; ++n)
+    for (int64_t c = 0; c < in.channels; ++c) {
+      const int64_t at = n * in.channels + c;
+      const double r = *layer.root(in, n, layer.group_of[c]), by_weight = sums[at] * r, by_bias = sums[planes + at];
+      totals[c] += sums[2 * planes + at] * r * layer.weight(n, c);
+      totals[in.channels + c] += by_weight;
+      totals[2 * in.channels + c] += by_bias;
+      if (of_samples) dweight[at] = static_cast<C>(by_weight), dbias[at] = static_cast<C>(by_bias);
     }
-    variance /= static_cast<double>(members);
-    if (rms) variance += mean * mean;
-    stats[k] = rms ? C(0) : static_cast<C>(mean);
-    stats[extents.samples * groups + k] = static_cast<C>(1 / std::sqrt(variance + static_cast<double>(eps)));
+  for (int64_t c = 0; c < in.channels; ++c) {
+    dv[c] = static_cast<C>(totals[c]);
+    if (of_samples) continue;
+    dweight[c] = static_cast<C>(totals[in.channels + c]);
+    dbias[c] = static_cast<C>(totals[2 * in.channels + c]);
   }
 }
 
-int64_t members_of(const Extents& extents, int64_t groups) {
-  STD_TORCH_CHECK(groups > 0 && extents.channels % groups == 0, "groups must divide the ", extents.channels,
-                  " channels of x, got ", groups);
-  return extents.channels / groups;
+// Calls body with std::true_type or std::false_type.
+template <class Body>
+void for_bool(bool value, Body&& body) {
+  value ? body(std::true_type{}) : body(std::false_type{});
 }
 
-std::tuple<Tensor, Tensor> evonorm_s(const Tensor& x, const std::optional<Tensor>& v, const std::optional<Tensor>& weight,
-                                     const std::optional<Tensor>& bias, int64_t groups, double eps, bool rms, bool linear,
-                                     bool channels_last) {
-  const Extents extents = extents_of(x, channels_last);
-  const int64_t members = members_of(extents, groups);
-  Tensor y = torch::stable::empty_like(x), stats = new_compute(x, {2, extents.samples, groups});
-  if (x.numel() == 0) return {y, torch::stable::fill_(stats, 0.0)};
+std::tuple<Tensor, Tensor> evonorm_s(const Tensor& x, const Optional& v, const Optional& weight, const Optional& bias,
+                                     int64_t groups, double eps, bool rms, bool linear, bool channels_last) {
+  const Shape in = shape_of(x, channels_last);
+  STD_TORCH_CHECK(groups >= 1 && in.channels % groups == 0, "groups must divide the ", in.channels,
+                  " channels of x, got ", groups);
+  Tensor y = torch::stable::empty_like(x), stats = new_compute(x, {2, in.samples, groups});
   for_dtype(x, [&](auto s) {
     using S = decltype(s);
-    using C = compute_t<S>;
-    const LayerS<C> layer{extents, members, parameter<C>(v, extents, 1, "v"), parameter<C>(weight, extents, 1, "weight"),
-                          parameter<C>(bias, extents, 0, "bias"), output<C>(stats), nullptr, linear};
-    if (!channels_last) {
-      parallel(extents.samples * groups, members * extents.length, [&](int64_t begin, int64_t end) {
-        s_forward_slabs<S>(layer, input<S>(x), output<S>(y), output<C>(stats), static_cast<C>(eps), rms, begin, end);
-      });
-      return;
-    }
-    std::vector<C> moments(2 * extents.samples * extents.channels);
-    moments_into(extents, input<S>(x), true, moments.data());
-    stats_of_groups(extents, members, moments.data(), static_cast<C>(eps), rms, output<C>(stats));
-    apply(layer, input<S>(x), true, output<S>(y));
+    const SLayer<compute_t<S>> layer(in, v, weight, bias, stats, eps);
+    if (x.numel() == 0) return fill_with(std::numeric_limits<compute_t<S>>::quiet_NaN(), {stats});
+    for_bool(linear, [&](auto is_linear) { s_forward<S, is_linear()>(in, layer, input<S>(x), output<S>(y), rms); });
   });
   return {y, stats};
 }
 
-// [N, C] as the gradient of a parameter: as it is, or summed over the samples in their order.
-template <class C>
-void reduce_samples(const Extents& extents, const std::vector<double>& of_planes, bool per_sample, C* to) {
-  for (int64_t c = 0; c < (per_sample ? extents.samples : 1) * extents.channels; ++c) {
-    double sum = of_planes.empty() ? 0 : of_planes[c];
-    if (!per_sample)
-      for (int64_t n = 1; n < extents.samples; ++n) sum += of_planes[n * extents.channels + c];
-    to[c] = static_cast<C>(sum);
-  }
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> evonorm_s_backward(const Tensor& grad, const Tensor& x,
-                                                              const std::optional<Tensor>& v,
-                                                              const std::optional<Tensor>& weight, const Tensor& stats,
-                                                              double eps, bool rms, bool linear, bool channels_last) {
-  const Extents extents = extents_of(x, channels_last);
+std::tuple<Tensor, Tensor, Tensor, Tensor> evonorm_s_backward(const Tensor& grad, const Tensor& x, const Optional& v,
+                                                              const Optional& weight, const Tensor& stats, double eps,
+                                                              bool, bool linear, bool channels_last) {
+  const Shape in = shape_of(x, channels_last);
   check_like(grad, x, "grad");
-  STD_TORCH_CHECK(stats.dim() == 3, "stats must be [2, N, G], got ", stats.dim(), " dimensions");
-  const int64_t groups = stats.size(2), members = members_of(extents, groups);
-  check_compute(stats, x, 2 * extents.samples * groups, "stats");
-  const bool per_sample = is_per_sample(weight);
-  const int64_t rows = per_sample ? extents.samples : 1;
-  Tensor dx = torch::stable::empty_like(x), dv = new_compute(x, {extents.channels});
-  Tensor dweight = per_sample ? new_compute(x, {rows, extents.channels}) : new_compute(x, {extents.channels});
-  Tensor dbias = per_sample ? new_compute(x, {rows, extents.channels}) : new_compute(x, {extents.channels});
+  STD_TORCH_CHECK(stats.dim() == 3 && stats.size(2) >= 1 && in.channels % stats.size(2) == 0,
+                  "stats must be [2, N, groups], with groups that divide the ", in.channels, " channels of x");
+  check_numbers(stats, x, "stats", {2, in.samples, stats.size(2)});
+  const bool of_samples = weight.has_value() && weight->dim() == 2;
+  auto like_weight = [&] {
+    return of_samples ? new_compute(x, {in.samples, in.channels}) : new_compute(x, {in.channels});
+  };
+  const SGradients to{torch::stable::empty_like(x), new_compute(x, {in.channels}), like_weight(), like_weight()};
   for_dtype(x, [&](auto s) {
     using S = decltype(s);
     using C = compute_t<S>;
-    const int64_t planes = extents.samples * extents.channels;
-    std::vector<C> found(3 * planes), pull;
-    LayerS<C> layer{extents, members, parameter<C>(v, extents, 1, "v"), parameter<C>(weight, extents, 1, "weight"),
-                    parameter<C>(std::nullopt, extents, 0, "bias"), input<C>(stats), nullptr, linear};
-    if (x.numel() == 0) {
-      // nothing was added to anything
-    } else if (!channels_last) {
-      parallel(extents.samples * groups, members * extents.length, [&](int64_t begin, int64_t end) {
-        s_backward_slabs<S>(layer, input<S>(grad), input<S>(x), output<S>(dx), found.data(), begin, end);
-      });
-    } else {
-      sums(layer, input<S>(grad), input<S>(x), true, found.data());
-      pull.resize(extents.samples * groups);
-      for (int64_t k = 0; k < extents.samples * groups; ++k) {
-        double through = 0;
-        for (int64_t p = k * members; p < (k + 1) * members; ++p) {
-          const C* gamma = layer.gamma.of(p / extents.channels, extents.channels);
-          through += static_cast<double>(gamma[p % extents.channels]) * found[p];
-        }
-        const double r = input<C>(stats)[extents.samples * groups + k];
-        pull[k] = static_cast<C>(through * r * r * r / static_cast<double>(members * extents.length));
-      }
-      layer.pull = pull.data();
-      gradient(layer, input<S>(grad), input<S>(x), true, output<S>(dx));
-    }
-    std::vector<double> by_v(planes), by_weight(planes), by_bias(planes);
-    for (int64_t p = 0; p < planes; ++p) {
-      const double r = input<C>(stats)[extents.samples * groups + p / members];
-      const C* gamma = layer.gamma.of(p / extents.channels, extents.channels);
-      by_weight[p] = found[p] * r;
-      by_bias[p] = found[planes + p];
-      by_v[p] = found[2 * planes + p] * r * gamma[p % extents.channels];
-    }
-    reduce_samples(extents, by_v, false, output<C>(dv));
-    reduce_samples(extents, by_weight, per_sample, output<C>(dweight));
-    reduce_samples(extents, by_bias, per_sample, output<C>(dbias));
+    const SLayer<C> layer(in, v, weight, std::nullopt, stats, eps);
+    if (x.numel() == 0) return fill_with(C(0), {to.dv, to.dweight, to.dbias});
+    std::vector<C> sums(3 * in.planes());
+    for_bool(linear, [&](auto is_linear) {
+      s_backward<S, is_linear()>(in, layer, input<S>(grad), input<S>(x), output<S>(to.dx), sums.data());
+    });
+    s_parameter_gradients(in, layer, sums.data(), to);
   });
-  return {dx, dv, dweight, dbias};
+  return {to.dx, to.dv, to.dweight, to.dbias};
 }
 
+// B layers
+
 Tensor evonorm_moments(const Tensor& x, bool channels_last) {
-  const Extents extents = extents_of(x, channels_last);
-  Tensor moments = new_compute(x, {2, extents.samples, extents.channels});
-  if (x.numel() == 0) return torch::stable::fill_(moments, 0.0);
+  const Shape in = shape_of(x, channels_last);
+  Tensor moments = new_compute(x, {2, in.samples, in.channels});
   for_dtype(x, [&](auto s) {
     using S = decltype(s);
-    moments_into(extents, input<S>(x), channels_last, output<compute_t<S>>(moments));
+    using C = compute_t<S>;
+    if (x.numel() == 0) return fill_with(std::numeric_limits<C>::quiet_NaN(), {moments});
+    C* const to = output<C>(moments);
+    auto put = [&](int64_t plane, const Moments& of) {
+      to[plane] = static_cast<C>(of.mean);
+      to[in.planes() + plane] = static_cast<C>(of.variance());
+    };
+    if (in.channels_last) {
+      for_samples(in, [&](int64_t n) {
+        const std::vector<Moments> of = moments_across(in, input<S>(x) + n * in.sample(), false);
+        for (int64_t c = 0; c < in.channels; ++c) put(n * in.channels + c, of[c]);
+      });
+    } else {
+      parallel(in.planes(), in.length, [&](int64_t plane) {
+        put(plane, moments_along(input<S>(x) + plane * in.length, in.length, false));
+      });
+    }
   });
   return moments;
 }
 
-template <class Body>
-void for_variant(int64_t variant, Body&& body) {
-  STD_TORCH_CHECK(variant >= 0 && variant <= 2, "variant must be 0, 1 or 2, got ", variant);
-  switch (variant) {
-    case 0:
-      return body(std::integral_constant<int, kB0>{});
-    case 1:
-      return body(std::integral_constant<int, kB1>{});
-    default:
-      return body(std::integral_constant<int, kB2>{});
+template <class C>
+struct BLayer {
+  Parameter<C> v, weight, bias;
+  const C *means, *variances, *left;
+  C eps;
+  int64_t variant, channels;
+
+  BLayer(const Shape& in, const Tensor& x, const Optional& v, const Optional& weight, const Optional& bias,
+         const Tensor& moments, const Tensor& left, double eps, int64_t variant)
+      : v(v, C(1), in, "v", 1),
+        weight(weight, C(1), in, "weight"),
+        bias(bias, C(0), in, "bias"),
+        eps(static_cast<C>(eps)),
+        variant(variant),
+        channels(in.channels) {
+    STD_TORCH_CHECK(variant >= kB0 && variant <= kB2, "variant must be 0, 1 or 2, got ", variant);
+    check_numbers(moments, x, "moments", {2, in.samples, in.channels});
+    check_numbers(left, x, "left", {in.channels});
+    means = input<C>(moments);
+    variances = means + in.planes();
+    this->left = input<C>(left);
   }
-}
 
-// Calls body(storage type, layer) for the B layer of a call.
-template <class Body>
-void with_layer_b(const Tensor& x, const std::optional<Tensor>& v, const std::optional<Tensor>& weight,
-                  const std::optional<Tensor>& bias, const Tensor& moments, const Tensor& left, double eps,
-                  int64_t variant, bool channels_last, Body&& body) {
-  const Extents extents = extents_of(x, channels_last);
-  check_compute(moments, x, 2 * extents.samples * extents.channels, "moments");
-  check_compute(left, x, extents.channels, "left");
-  for_dtype(x, [&](auto s) {
-    using C = compute_t<decltype(s)>;
-    for_variant(variant, [&](auto which) {
-      body(s, LayerB<which(), C>{extents, parameter<C>(v, extents, 1, "v"), parameter<C>(weight, extents, 1, "weight"),
-                                 parameter<C>(bias, extents, 0, "bias"), input<C>(moments), input<C>(left),
-                                 static_cast<C>(eps), nullptr, nullptr, nullptr});
-    });
-  });
-}
+  // a, t and L: the right side of the maximum is a x + t.
+  void sides(int64_t n, int64_t c, C* of) const {
+    const C mean = means[n * channels + c], variance = variances[n * channels + c];
+    const C t = std::sqrt((variant == kB0 ? variance : variance + mean * mean) + eps);
+    of[0] = variant == kB0 ? v(0, c) : variant == kB1 ? t : C(-1);
+    of[1] = left[c] == left[c] ? t : left[c];  // the maximum is NaN if either side is
+    of[2] = left[c];
+  }
+};
 
-Tensor evonorm_b_apply(const Tensor& x, const std::optional<Tensor>& v, const std::optional<Tensor>& weight,
-                       const std::optional<Tensor>& bias, const Tensor& moments, const Tensor& left, double eps,
-                       int64_t variant, bool channels_last) {
+Tensor evonorm_b_apply(const Tensor& x, const Optional& v, const Optional& weight, const Optional& bias,
+                       const Tensor& moments, const Tensor& left, double eps, int64_t variant, bool channels_last) {
+  const Shape in = shape_of(x, channels_last);
   Tensor y = torch::stable::empty_like(x);
-  with_layer_b(x, v, weight, bias, moments, left, eps, variant, channels_last, [&](auto s, const auto& layer) {
+  for_dtype(x, [&](auto s) {
     using S = decltype(s);
-    if (x.numel() != 0) apply(layer, input<S>(x), channels_last, output<S>(y));
+    using C = compute_t<S>;
+    const BLayer<C> layer(in, x, v, weight, bias, moments, left, eps, variant);
+    if (x.numel() == 0) return;
+    everywhere<S>(
+        in, [&](int64_t offset) { return BApply<S>{input<S>(x) + offset, output<S>(y) + offset}; },
+        [&](int64_t n, int64_t c, C* of) {
+          layer.sides(n, c, of);
+          of[3] = layer.weight(n, c);
+          of[4] = layer.bias(n, c);
+        },
+        ignore);
   });
   return y;
 }
 
-Tensor evonorm_b_sums(const Tensor& grad, const Tensor& x, const std::optional<Tensor>& v,
-                      const std::optional<Tensor>& weight, const Tensor& moments, const Tensor& left, double eps,
-                      int64_t variant, bool channels_last) {
+Tensor evonorm_b_sums(const Tensor& grad, const Tensor& x, const Optional& v, const Optional& weight,
+                      const Tensor& moments, const Tensor& left, double eps, int64_t variant, bool channels_last) {
+  const Shape in = shape_of(x, channels_last);
   check_like(grad, x, "grad");
-  const Extents extents = extents_of(x, channels_last);
-  Tensor found = new_compute(x, {5, extents.samples, extents.channels});
-  if (x.numel() == 0) return torch::stable::fill_(found, 0.0);
-  with_layer_b(x, v, weight, std::nullopt, moments, left, eps, variant, channels_last, [&](auto s, const auto& layer) {
-    using S = decltype(s);
-    sums(layer, input<S>(grad), input<S>(x), channels_last, output<compute_t<S>>(found));
-  });
-  return found;
-}
-
-Tensor evonorm_b_grad(const Tensor& grad, const Tensor& x, const std::optional<Tensor>& v,
-                      const std::optional<Tensor>& weight, const Tensor& moments, const Tensor& left,
-                      const Tensor& centre, const Tensor& pull, const Tensor& batch_pull, double eps, int64_t variant,
-                      bool channels_last) {
-  check_like(grad, x, "grad");
-  const Extents extents = extents_of(x, channels_last);
-  check_compute(centre, x, extents.channels, "centre");
-  check_compute(pull, x, extents.samples * extents.channels, "pull");
-  check_compute(batch_pull, x, extents.channels, "batch_pull");
-  Tensor dx = torch::stable::empty_like(x);
-  with_layer_b(x, v, weight, std::nullopt, moments, left, eps, variant, channels_last, [&](auto s, auto layer) {
+  Tensor sums = new_compute(x, {5, in.samples, in.channels});
+  for_dtype(x, [&](auto s) {
     using S = decltype(s);
     using C = compute_t<S>;
-    layer.centre = input<C>(centre);
-    layer.pull = input<C>(pull);
-    layer.batch_pull = input<C>(batch_pull);
-    if (x.numel() != 0) gradient(layer, input<S>(grad), input<S>(x), channels_last, output<S>(dx));
+    const BLayer<C> layer(in, x, v, weight, std::nullopt, moments, left, eps, variant);
+    if (x.numel() == 0) return fill_with(C(0), {sums});
+    C* const to = output<C>(sums);
+    everywhere<S>(
+        in, [&](int64_t offset) { return BSums<S>{input<S>(grad) + offset, input<S>(x) + offset}; },
+        [&](int64_t n, int64_t c, C* of) { layer.sides(n, c, of); },
+        [&](int64_t n, int64_t c, const double* totals) {
+          const double scale = -static_cast<double>(layer.weight(n, c));
+          const double to_right = variant == kB1 ? totals[0] + totals[2] : totals[0];
+          const double of[5] = {scale * to_right, scale * totals[1], scale * totals[2], totals[3], totals[4]};
+          for (int k = 0; k < 5; ++k) to[k * in.planes() + n * in.channels + c] = static_cast<C>(of[k]);
+        });
+  });
+  return sums;
+}
+
+Tensor evonorm_b_grad(const Tensor& grad, const Tensor& x, const Optional& v, const Optional& weight,
+                      const Tensor& moments, const Tensor& left, const Tensor& centre, const Tensor& pull,
+                      const Tensor& batch_pull, double eps, int64_t variant, bool channels_last) {
+  const Shape in = shape_of(x, channels_last);
+  check_like(grad, x, "grad");
+  check_numbers(centre, x, "centre", {in.channels});
+  check_numbers(pull, x, "pull", {in.samples, in.channels});
+  check_numbers(batch_pull, x, "batch_pull", {in.channels});
+  Tensor dx = torch::stable::empty_like(x);
+  for_dtype(x, [&](auto s) {
+    using S = decltype(s);
+    using C = compute_t<S>;
+    const BLayer<C> layer(in, x, v, weight, std::nullopt, moments, left, eps, variant);
+    if (x.numel() == 0) return;
+    everywhere<S>(
+        in,
+        [&](int64_t offset) {
+          return BGrad<S>{input<S>(grad) + offset, input<S>(x) + offset, output<S>(dx) + offset};
+        },
+        [&](int64_t n, int64_t c, C* of) {
+          layer.sides(n, c, of);
+          of[3] = layer.weight(n, c);
+          of[4] = variant == kB0 ? layer.means[n * in.channels + c] : C(0);
+          of[5] = input<C>(pull)[n * in.channels + c];
+          of[6] = input<C>(centre)[c];
+          of[7] = input<C>(batch_pull)[c];
+        },
+        ignore);
   });
   return dx;
 }

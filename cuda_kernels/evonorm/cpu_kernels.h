@@ -1,7 +1,13 @@
-// Loops of the EvoNorm layers on a CPU: formulas in math.h, quantities and layouts as zoo/norms/evonorm/eager.py has them.
+// EvoNorm on the CPU. What is done to an element is written once, as a Step, for two ways to walk: along the planes of
+// contiguous tensors [N, C, L], where parameters are numbers, and across the channels of channels-last ones [N, L, C],
+// where they are rows of memory.
+//
+// Sums run in the compute type over a few thousand elements at most and further in double, everything in an order that
+// depends on the shape alone.
 #pragma once
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "common/cpu.h"
@@ -9,395 +15,340 @@
 
 namespace zoo::evonorm {
 
-using cpu::All;
-using cpu::for_each_vector;
+using cpu::broadcast;
+using cpu::existing;
 using cpu::load;
-using cpu::load_like;
-using cpu::load_or;
+using cpu::select;
 using cpu::store;
-using cpu::store_like;
 using cpu::Vector;
 using std::int64_t;
 
-// One parameter of every channel, or of every channel of every sample, in the compute type.
-template <class C>
-struct Parameter {
-  std::vector<C> values;
-  bool per_sample = false;
-
-  const C* of(int64_t n, int64_t channels) const { return values.data() + (per_sample ? n * channels : 0); }
-};
-
-// A tensor's extents, the same in both layouts.
-struct Extents {
-  int64_t samples, channels, length;
-};
-
-// Mean and biased variance of neighbours in memory: squares of the distances from a first guess, in one pass. Where the
-// guess was bad, and their mean not small beside their spread, the difference would lose digits: then once more from there.
+// Results between two passes, in the compute type whatever S is. Vectors keep the order they have in registers, the
+// last elements of a row that of the row, so that nothing is written beyond its end: both passes have to take the same
+// rows.
 template <class S>
-void moments_of(const S* x, int64_t size, compute_t<S>& mean, compute_t<S>& variance) {
-  using C = compute_t<S>;
-  constexpr int unroll = 4;
-  const int64_t few = std::min<int64_t>(size, Vector<C>::lanes);
-  mean = 0;
-  for (int64_t i = 0; i < few; ++i) mean += static_cast<C>(widen(x[i]));
-  mean /= static_cast<C>(few);
-  for (int turn = 0;; ++turn) {
-    const Vector<C> centre = Vector<C>::all(mean);
-    Vector<C> sums[unroll], squares[unroll];
-    for_each_vector<C, unroll>(0, size, [&](int64_t j, auto count, int u) {
-      const Vector<C> away = load_or(x + j, count, mean) - centre;
-      sums[u] += away;
-      squares[u] += away * away;
-    });
-    const C count = static_cast<C>(size);
-    const C shift = cpu::sum_lanes<C>((sums[0] + sums[1]) + (sums[2] + sums[3])) / count;
-    const C around = cpu::sum_lanes<C>((squares[0] + squares[1]) + (squares[2] + squares[3])) / count;
-    const C square = shift * shift;
-    mean += shift;
-    variance = around > square ? around - square : around - around;  // a NaN stays
-    if (square <= variance || turn == 2 || !(around < C(1e30))) return;
-  }
+inline void keep(compute_t<S>* p, Vector<compute_t<S>> v, cpu::All) {
+  store(p, v);
+}
+template <class S>
+inline void keep(compute_t<S>* p, Vector<compute_t<S>> v, int count) {
+  if constexpr (std::is_same_v<S, compute_t<S>>) return store(p, v, count);
+  compute_t<S> lanes[Vector<compute_t<S>>::lanes];
+  store(lanes, v);
+  for (int i = 0; i < count; ++i) p[i] = lanes[cpu::place<S>(i)];
+}
+template <class S>
+inline Vector<compute_t<S>> kept(const compute_t<S>* p, cpu::All) {
+  return load(p);
+}
+template <class S>
+inline Vector<compute_t<S>> kept(const compute_t<S>* p, int count) {
+  if constexpr (std::is_same_v<S, compute_t<S>>) return load(p, count);
+  compute_t<S> lanes[Vector<compute_t<S>>::lanes] = {};
+  for (int i = 0; i < count; ++i) lanes[cpu::place<S>(i)] = p[i];
+  return load(lanes);
 }
 
-// What an element of an S layer has to know of its channel.
-template <class C>
-struct LayerS {
-  static constexpr int quantities = 3;  // sums of g u, g, g du/dv
+// Steps. `of` holds the `tables` parameters of the elements at `j`, `sum` is what their `sums` are added to; `unroll`
+// sums run side by side where one alone would wait for its last addition.
 
-  struct Plane {
-    Vector<C> v, gamma, beta, mean, r, pull;
-  };
-
-  Extents extents;
-  int64_t members;  // channels of a group
-  Parameter<C> v, gamma, beta;
-  const C* stats;  // [2, N, G]
-  const C* pull;   // [N, G] or null
-  bool linear;
-
-  int64_t groups() const { return extents.channels / members; }
-  // Channel c alone, in every lane.
-  Plane plane(int64_t n, int64_t c) const {
-    const int64_t group = n * groups() + c / members, all = extents.samples * groups();
-    const auto of = [&](const Parameter<C>& p) { return Vector<C>::all(p.of(n, extents.channels)[c]); };
-    return {of(v),
-            of(gamma),
-            of(beta),
-            Vector<C>::all(stats[group]),
-            Vector<C>::all(stats[all + group]),
-            Vector<C>::all(pull ? pull[group] : C(0))};
+template <class S>
+struct Sum {
+  using C = compute_t<S>;
+  static constexpr int tables = 0, sums = 1, unroll = 4;
+  static constexpr bool writes = false;
+  const S* x;
+  template <class Count>
+  void operator()(const Vector<C>*, Vector<C>* sum, int64_t j, Count count) const {
+    sum[0] += load(x + j, count);
   }
-  // Channels c, c + 1, ..., a lane each.
-  template <class S>
-  Plane planes(int64_t n, int64_t c, int count) const {
-    C means[Vector<C>::lanes] = {}, scales[Vector<C>::lanes] = {}, pulls[Vector<C>::lanes] = {};
-    for (int i = 0; i < count; ++i) {
-      const int64_t group = n * groups() + (c + i) / members;
-      means[i] = stats[group];
-      scales[i] = stats[extents.samples * groups() + group];
-      pulls[i] = pull ? pull[group] : C(0);
-    }
-    const auto of = [&](const Parameter<C>& p) { return load_like<S>(p.of(n, extents.channels) + c, count); };
-    return {of(v), of(gamma), of(beta), load_like<S>(means, count), load_like<S>(scales, count), load_like<S>(pulls, count)};
+};
+
+// Distances from a centre, and their squares.
+template <class S>
+struct Centred {
+  using C = compute_t<S>;
+  static constexpr int tables = 1, sums = 2, unroll = 2;
+  static constexpr bool writes = false;
+  const S* x;
+  template <class Count>
+  void operator()(const Vector<C>* of, Vector<C>* sum, int64_t j, Count count) const {
+    const Vector<C> d = existing<S>(load(x + j, count) - of[0], count);
+    sum[0] += d;
+    sum[1] += d * d;
   }
-  Gated<Vector<C>> gate(const Plane& plane, Vector<C> x) const {
-    if (linear) return {x, Vector<C>::all(1), Vector<C>{}};
-    const Vector<C> z = plane.v * x;
+};
+
+template <bool Linear, class C>
+inline Gated<Vector<C>> gated_or_linear(Vector<C> x, Vector<C> v) {
+  if constexpr (Linear) {
+    return {x, broadcast(C(1)), {}};
+  } else {
+    const Vector<C> z = v * x;
     return gated(x, z, cpu::sigmoid(z));
   }
-  Vector<C> apply(const Plane& plane, Vector<C> x) const {
-    const Vector<C> u = linear ? x : x * cpu::sigmoid(plane.v * x);
-    return plane.gamma * (u * plane.r) + plane.beta;
-  }
-  void add(const Plane& plane, Vector<C> x, Vector<C> g, Vector<C> (&sums)[quantities]) const {
-    const Gated<Vector<C>> at = gate(plane, x);
-    sums[0] += g * at.u;
-    sums[1] += g;
-    sums[2] += g * at.by_v;
-  }
-  Vector<C> gradient(const Plane& plane, Vector<C> x, Vector<C> g) const {
-    return s_gradient(g * plane.gamma, gate(plane, x).slope, x, plane.mean, plane.r, plane.pull);
+}
+
+// y of an S layer, given v, r gamma and beta.
+template <class S, bool Linear>
+struct SApply {
+  using C = compute_t<S>;
+  static constexpr int tables = 3, sums = 0, unroll = 1;
+  static constexpr bool writes = true;
+  const S* x;
+  S* y;
+  template <class Count>
+  void operator()(const Vector<C>* of, Vector<C>*, int64_t j, Count count) const {
+    store(y + j, gated_or_linear<Linear>(load(x + j, count), of[0]).u * of[1] + of[2], count);
   }
 };
 
-template <int V, class C>
-struct LayerB {
-  static constexpr int quantities = 5;  // sums of eR (B1: eR (x + 1)), eL, eR x, g x / D, g
-
-  struct Plane {
-    Vector<C> v, gamma, beta, left, t, mean, pull, centre, batch_pull;
-  };
-
-  Extents extents;
-  Parameter<C> v, gamma, beta;
-  const C* moments;  // [2, N, C]
-  const C* left;     // [C]
-  C eps;
-  const C *centre, *pull, *batch_pull;  // [C], [N, C], [C] or null
-
-  C root(int64_t at) const {
-    const C mean = moments[at], variance = moments[extents.samples * extents.channels + at];
-    return std::sqrt((V == kB0 ? variance : variance + mean * mean) + eps);
-  }
-  Plane plane(int64_t n, int64_t c) const {
-    const int64_t at = n * extents.channels + c;
-    const auto all = [](C value) { return Vector<C>::all(value); };
-    const auto of = [&](const Parameter<C>& p) { return all(p.of(n, extents.channels)[c]); };
-    return {of(v), of(gamma), of(beta), all(left[c]), all(root(at)), all(V == kB0 ? moments[at] : C(0)),
-            all(pull ? pull[at] : C(0)), all(pull ? centre[c] : C(0)), all(pull ? batch_pull[c] : C(0))};
-  }
-  template <class S>
-  Plane planes(int64_t n, int64_t c, int count) const {
-    const int64_t at = n * extents.channels + c;
-    C roots[Vector<C>::lanes] = {}, zeros[Vector<C>::lanes] = {};
-    for (int i = 0; i < count; ++i) roots[i] = root(at + i);
-    const auto like = [&](const C* p) { return load_like<S>(p, count); };
-    const auto of = [&](const Parameter<C>& p) { return like(p.of(n, extents.channels) + c); };
-    return {of(v), of(gamma), of(beta), like(left + c), like(roots), like(V == kB0 ? moments + at : zeros),
-            like(pull ? pull + at : zeros), like(pull ? centre + c : zeros), like(pull ? batch_pull + c : zeros)};
-  }
-  // 1 / D, and the share of the maximum that is the left side's: 1/2 where both are equal, 0 where one is NaN.
-  static Vector<C> inverse(const Plane& plane, Vector<C> x) {
-    const Vector<C> other = right<V>(x, plane.v, plane.t);
-    // A NaN on either side must come out: the comparison is false for it, and the sum keeps the left one's.
-    const Vector<C> largest = cpu::select(plane.left > other, plane.left, other + (plane.left - plane.left));
-    return Vector<C>::all(1) / largest;
-  }
-  static Vector<C> to_left(const Plane& plane, Vector<C> x, Vector<C> e) {
-    const Vector<C> other = right<V>(x, plane.v, plane.t), none{};
-    const Vector<C> half = cpu::select(plane.left == other, e * C(0.5), none);
-    return cpu::select(plane.left > other, e, half);
-  }
-  Vector<C> apply(const Plane& plane, Vector<C> x) const {
-    return plane.gamma * (x * inverse(plane, x)) + plane.beta;
-  }
-  void add(const Plane& plane, Vector<C> x, Vector<C> g, Vector<C> (&sums)[quantities]) const {
-    const Vector<C> over = inverse(plane, x), normed = x * over, e = Vector<C>{} - g * plane.gamma * normed * over;
-    const Vector<C> left_part = to_left(plane, x, e), right_part = e - left_part, with_x = right_part * x;
-    sums[0] += V == kB1 ? with_x + right_part : right_part;
-    sums[1] += left_part;
-    sums[2] += with_x;
-    sums[3] += g * normed;
-    sums[4] += g;
-  }
-  Vector<C> gradient(const Plane& plane, Vector<C> x, Vector<C> g) const {
-    const Vector<C> over = inverse(plane, x), h = g * plane.gamma, e = Vector<C>{} - h * x * over * over;
-    const Vector<C> right_part = e - to_left(plane, x, e);
-    return b_gradient<V>(h, over, right_part, x, plane.v, plane.t, plane.mean, plane.pull, plane.centre, plane.batch_pull);
+// g u, g and g du/dv, given v and r gamma; keeps h u' r.
+template <class S, bool Linear>
+struct SSums {
+  using C = compute_t<S>;
+  static constexpr int tables = 2, sums = 3, unroll = 1;
+  static constexpr bool writes = true;
+  const S *grad, *x;
+  C* direct;
+  template <class Count>
+  void operator()(const Vector<C>* of, Vector<C>* sum, int64_t j, Count count) const {
+    const Vector<C> g = load(grad + j, count);
+    const Gated<Vector<C>> at = gated_or_linear<Linear>(load(x + j, count), of[0]);
+    sum[0] += g * at.u;
+    sum[1] += g;
+    sum[2] += g * at.by_v;
+    keep<S>(direct + j, g * at.slope * of[1], count);
   }
 };
 
-// [N, C, L]: planes [begin, end) of all samples.
-
-template <class S, class Layer>
-void apply_planes(const Layer& layer, const S* x, S* y, int64_t begin, int64_t end) {
-  using C = compute_t<S>;
-  const auto [samples, channels, length] = layer.extents;
-  for (int64_t p = begin; p < end; ++p) {
-    const auto plane = layer.plane(p / channels, p % channels);
-    const S* from = x + p * length;
-    S* to = y + p * length;
-    for_each_vector<C, 1>(0, length, [&](int64_t j, auto count, int) {
-      store(to + j, layer.apply(plane, load(from + j, count)), count);
-    });
-  }
-}
-
-// sums [quantities, N, C]. Lanes beyond the end hold x = 0 and g = 0, which add nothing.
-template <class S, class Layer>
-void sums_planes(const Layer& layer, const S* grad, const S* x, compute_t<S>* sums, int64_t begin, int64_t end) {
-  using C = compute_t<S>;
-  const auto [samples, channels, length] = layer.extents;
-  for (int64_t p = begin; p < end; ++p) {
-    const auto plane = layer.plane(p / channels, p % channels);
-    const S *from = x + p * length, *g = grad + p * length;
-    Vector<C> found[Layer::quantities];
-    for_each_vector<C, 1>(0, length, [&](int64_t j, auto count, int) {
-      layer.add(plane, load(from + j, count), load(g + j, count), found);
-    });
-    for (int k = 0; k < Layer::quantities; ++k) sums[k * samples * channels + p] = cpu::sum_lanes<C>(found[k]);
-  }
-}
-
-template <class S, class Layer>
-void gradient_planes(const Layer& layer, const S* grad, const S* x, S* dx, int64_t begin, int64_t end) {
-  using C = compute_t<S>;
-  const auto [samples, channels, length] = layer.extents;
-  for (int64_t p = begin; p < end; ++p) {
-    const auto plane = layer.plane(p / channels, p % channels);
-    const S *from = x + p * length, *g = grad + p * length;
-    S* to = dx + p * length;
-    for_each_vector<C, 1>(0, length, [&](int64_t j, auto count, int) {
-      store(to + j, layer.gradient(plane, load(from + j, count), load(g + j, count)), count);
-    });
-  }
-}
-
-// moments [2, N, C]
+// dx of an S layer from what SSums kept, given the group's mean and pull.
 template <class S>
-void moments_planes(const Extents& extents, const S* x, compute_t<S>* moments, int64_t begin, int64_t end) {
-  for (int64_t p = begin; p < end; ++p)
-    moments_of(x + p * extents.length, extents.length, moments[p], moments[extents.samples * extents.channels + p]);
-}
-
-// S layers on [N, C, L]: groups [begin, end) of all samples, each read into cache once.
-
-template <class S>
-void s_forward_slabs(LayerS<compute_t<S>> layer, const S* x, S* y, compute_t<S>* stats, compute_t<S> eps, bool rms,
-                     int64_t begin, int64_t end) {
+struct SFinish {
   using C = compute_t<S>;
-  const int64_t slab = layer.members * layer.extents.length, all = layer.extents.samples * layer.groups();
-  for (int64_t k = begin; k < end; ++k) {
-    C mean, variance;
-    moments_of(x + k * slab, slab, mean, variance);
-    if (rms) {
-      variance += mean * mean;
-      mean = 0;
-    }
-    stats[k] = mean;
-    stats[all + k] = 1 / std::sqrt(variance + eps);
-    apply_planes(layer, x, y, k * layer.members, (k + 1) * layer.members);
+  static constexpr int tables = 2, sums = 0, unroll = 1;
+  static constexpr bool writes = true;
+  const C* direct;
+  const S* x;
+  S* dx;
+  template <class Count>
+  void operator()(const Vector<C>* of, Vector<C>*, int64_t j, Count count) const {
+    store(dx + j, kept<S>(direct + j, count) - (load(x + j, count) - of[0]) * of[1], count);
   }
-}
-
-// The slope of the gate waits in cache between the two passes over a group: the exponential is taken once.
-template <class S>
-void s_backward_slabs(const LayerS<compute_t<S>>& layer, const S* grad, const S* x, S* dx, compute_t<S>* sums,
-                      int64_t begin, int64_t end) {
-  using C = compute_t<S>;
-  const auto [samples, channels, length] = layer.extents;
-  const int64_t all = samples * channels, slots = (length + Vector<C>::lanes - 1) / Vector<C>::lanes * Vector<C>::lanes;
-  std::vector<C> slopes(layer.members * slots);
-  for (int64_t k = begin; k < end; ++k) {
-    C through = 0;
-    for (int64_t m = 0; m < layer.members; ++m) {
-      const int64_t p = k * layer.members + m;
-      const auto plane = layer.plane(p / channels, p % channels);
-      const S *from = x + p * length, *g = grad + p * length;
-      C* slope = slopes.data() + m * slots;
-      Vector<C> found[3];
-      for_each_vector<C, 1>(0, length, [&](int64_t j, auto count, int) {
-        const Vector<C> incoming = load(g + j, count);
-        const Gated<Vector<C>> at = layer.gate(plane, load(from + j, count));
-        store(slope + j, at.slope);
-        found[0] += incoming * at.u;
-        found[1] += incoming;
-        found[2] += incoming * at.by_v;
-      });
-      for (int q = 0; q < 3; ++q) sums[q * all + p] = cpu::sum_lanes<C>(found[q]);
-      through += plane.gamma.low[0] * sums[p];
-    }
-    const int64_t first = k * layer.members;
-    const C r = layer.stats[samples * layer.groups() + k];
-    const Vector<C> pull = Vector<C>::all(through * r * r * r / static_cast<C>(layer.members * length));
-    for (int64_t m = 0; m < layer.members; ++m) {
-      const int64_t p = first + m;
-      const auto plane = layer.plane(p / channels, p % channels);
-      const S *from = x + p * length, *g = grad + p * length;
-      const C* slope = slopes.data() + m * slots;
-      S* to = dx + p * length;
-      for_each_vector<C, 1>(0, length, [&](int64_t j, auto count, int) {
-        const Vector<C> h = load(g + j, count) * plane.gamma;
-        store(to + j, s_gradient(h, load(slope + j), load(from + j, count), plane.mean, plane.r, pull), count);
-      });
-    }
-  }
-}
-
-// [N, L, C]: vectors run over channels. A sample is cut into blocks of positions, always the same ones, so that sums over
-// them do not depend on who takes which.
-
-constexpr int64_t kElementsPerBlock = 16384;
-
-struct Blocks {
-  int64_t positions, count;  // of a block; blocks of a sample
-
-  explicit Blocks(const Extents& extents)
-      : positions(std::max<int64_t>(1, kElementsPerBlock / extents.channels)),
-        count((extents.length + positions - 1) / positions) {}
 };
 
-// Calls body(channel, count of lanes that exist) for every vector of channels.
-template <class C, class Body>
-inline void for_each_column(int64_t channels, Body&& body) {
-  for (int64_t c = 0; c < channels; c += Vector<C>::lanes)
-    body(c, static_cast<int>(std::min<int64_t>(Vector<C>::lanes, channels - c)));
+// The right side of a B layer's maximum is a x + t in every variant, with a = v (B0), t (B1), -1 (B2): B0's formulas
+// serve them all. Both sides get half of what enters the maximum where they are equal.
+template <class C>
+inline Vector<C> share_of_right(Vector<C> e, Vector<C> left, Vector<C> right) {
+  return select(left > right, Vector<C>{}, select(left == right, e * C(0.5), e));  // all of a NaN
 }
-// Calls body(pointer offset) for every position of a block, with the count as a constant where a vector is whole.
-template <class C, class Body>
-inline void for_each_position(int64_t first, int64_t last, int64_t channels, int64_t c, int count, Body&& body) {
-  if (count == Vector<C>::lanes) {
-    for (int64_t p = first; p < last; ++p) body(p * channels + c, All{});
+
+// y of a B layer, given a, t, L, gamma and beta.
+template <class S>
+struct BApply {
+  using C = compute_t<S>;
+  static constexpr int tables = 5, sums = 0, unroll = 1;
+  static constexpr bool writes = true;
+  const S* x;
+  S* y;
+  template <class Count>
+  void operator()(const Vector<C>* of, Vector<C>*, int64_t j, Count count) const {
+    const Vector<C> t = load(x + j, count);
+    store(y + j, t / cpu::larger(of[2], right<kB0>(t, of[0], of[1])) * of[3] + of[4], count);
+  }
+};
+
+constexpr int64_t kAhead = 512;  // elements; half of the time in a plane without, where nothing is written
+
+// Given a, t and L: -eR / gamma, -eL / gamma and -eR x / gamma; g x / D; g.
+template <class S>
+struct BSums {
+  using C = compute_t<S>;
+  static constexpr int tables = 3, sums = 5, unroll = 1;
+  static constexpr bool writes = false;
+  const S *grad, *x;
+  template <class Count>
+  void operator()(const Vector<C>* of, Vector<C>* sum, int64_t j, Count count) const {
+    cpu::prefetch(grad + j + kAhead);
+    cpu::prefetch(x + j + kAhead);
+    const Vector<C> g = load(grad + j, count), t = load(x + j, count), to_right = right<kB0>(t, of[0], of[1]);
+    // Beyond the end of a row the maximum may be 0.
+    const Vector<C> inverse = existing<S>(broadcast(C(1)) / cpu::larger(of[2], to_right), count);
+    const Vector<C> by_weight = g * t * inverse, e = by_weight * inverse, share = share_of_right(e, of[2], to_right);
+    sum[0] += share;
+    sum[1] += e - share;
+    sum[2] += share * t;
+    sum[3] += by_weight;
+    sum[4] += g;
+  }
+};
+
+// dx of a B layer, given a, t, L, gamma, m, pull, centre and the batch's pull.
+template <class S>
+struct BGrad {
+  using C = compute_t<S>;
+  static constexpr int tables = 8, sums = 0, unroll = 1;
+  static constexpr bool writes = true;
+  const S *grad, *x;
+  S* dx;
+  template <class Count>
+  void operator()(const Vector<C>* of, Vector<C>*, int64_t j, Count count) const {
+    const Vector<C> h = load(grad + j, count) * of[3], t = load(x + j, count), to_right = right<kB0>(t, of[0], of[1]);
+    const Vector<C> inverse = broadcast(C(1)) / cpu::larger(of[2], to_right), e = h * t * inverse * inverse;
+    const Vector<C> minus = Vector<C>{} - share_of_right(e, of[2], to_right);
+    store(dx + j, b_gradient<kB0>(h, inverse, minus, t, of[0], of[1], of[4], of[5], of[6], of[7]), count);
+  }
+};
+
+// Along a plane
+
+// The step at elements [start, start + length); `of` holds a number for each of its tables, `totals` takes its sums.
+template <class Step, class C = typename Step::C>
+void along(const Step& step, const C* of, int64_t start, int64_t length, double* totals) {
+  Vector<C> parameters[std::max(1, Step::tables)];
+  for (int k = 0; k < Step::tables; ++k) parameters[k] = broadcast(of[k]);
+  if constexpr (Step::sums == 0) {
+    cpu::for_each_vector<C, Step::unroll>(start, start + length,
+                                          [&](int64_t j, auto count, int) { step(parameters, nullptr, j, count); });
   } else {
-    for (int64_t p = first; p < last; ++p) body(p * channels + c, count);
+    cpu::add_sums<C, Step::sums, Step::unroll>(length, totals, [&](int64_t j, auto count, Vector<C>* sums) {
+      step(parameters, sums, start + j, count);
+    });
   }
 }
 
-template <class S, class Layer>
-void apply_pixels(const Layer& layer, const S* x, S* y, int64_t n, int64_t first, int64_t last) {
-  using C = compute_t<S>;
-  const auto [samples, channels, length] = layer.extents;
-  const int64_t start = n * length * channels;
-  for_each_column<C>(channels, [&](int64_t c, int lanes) {
-    const auto plane = layer.template planes<S>(n, c, lanes);
-    for_each_position<C>(first, last, channels, c, lanes, [&](int64_t at, auto count) {
-      store(y + start + at, layer.apply(plane, load(x + start + at, count)), count);
-    });
-  });
-}
+// Mean and sum of squared distances from it.
+struct Moments {
+  double count = 0, mean = 0, squares = 0;
 
-// partial [quantities, C] of one block
-template <class S, class Layer>
-void sums_pixels(const Layer& layer, const S* grad, const S* x, compute_t<S>* partial, int64_t n, int64_t first,
-                 int64_t last) {
-  using C = compute_t<S>;
-  const auto [samples, channels, length] = layer.extents;
-  const int64_t start = n * length * channels;
-  for_each_column<C>(channels, [&](int64_t c, int lanes) {
-    const auto plane = layer.template planes<S>(n, c, lanes);
-    Vector<C> found[Layer::quantities];
-    for_each_position<C>(first, last, channels, c, lanes, [&](int64_t at, auto count) {
-      layer.add(plane, load(x + start + at, count), load(grad + start + at, count), found);
-    });
-    for (int k = 0; k < Layer::quantities; ++k) store_like<S>(partial + k * channels + c, found[k], lanes);
-  });
-}
+  // Of elements whose distances from a centre near their mean are known by their sum and that of their squares; with
+  // `rms`, and 0 for a centre, mean 0 and the sum of squares.
+  static Moments of(bool rms, double centre, double count, const double* distances) {
+    if (rms) return {count, 0, distances[1]};
+    const double rest = distances[0] / count, about_mean = distances[1] - distances[0] * rest;
+    return {count, centre + rest, about_mean < 0 ? 0 : about_mean};  // a NaN stays
+  }
+  void merge(const Moments& other) {
+    const double all = count + other.count, apart = other.mean - mean;
+    if (count == 0) {
+      *this = other;
+      return;
+    }
+    squares += other.squares + apart * apart * count * (other.count / all);
+    mean += apart * (other.count / all);
+    count = all;
+  }
+  // Of sets of the same size.
+  static Moments together(const Moments* sets, int64_t count) {
+    Moments all{sets->count * static_cast<double>(count), 0, 0};
+    for (int64_t i = 0; i < count; ++i) all.mean += sets[i].mean;
+    all.mean /= static_cast<double>(count);
+    for (int64_t i = 0; i < count; ++i) {
+      const double apart = sets[i].mean - all.mean;
+      all.squares += sets[i].squares + sets->count * apart * apart;
+    }
+    return all;
+  }
+  double variance() const { return squares / count; }
+};
 
-template <class S, class Layer>
-void gradient_pixels(const Layer& layer, const S* grad, const S* x, S* dx, int64_t n, int64_t first, int64_t last) {
-  using C = compute_t<S>;
-  const auto [samples, channels, length] = layer.extents;
-  const int64_t start = n * length * channels;
-  for_each_column<C>(channels, [&](int64_t c, int lanes) {
-    const auto plane = layer.template planes<S>(n, c, lanes);
-    for_each_position<C>(first, last, channels, c, lanes, [&](int64_t at, auto count) {
-      store(dx + start + at, layer.gradient(plane, load(x + start + at, count), load(grad + start + at, count)), count);
-    });
-  });
-}
-
-// partial [2, C] of one block: mean, and sum of squared deviations from it
+// Of a run of elements; with `rms` mean 0 and the sum of squares. Twice over a chunk in the cache: E[x^2] - E[x]^2 has
+// no digits left where the mean is a thousand deviations.
 template <class S>
-void moments_pixels(const Extents& extents, const S* x, compute_t<S>* partial, int64_t n, int64_t first, int64_t last) {
+Moments moments_along(const S* x, int64_t length, bool rms) {
   using C = compute_t<S>;
-  const int64_t channels = extents.channels;
-  const S* sample = x + n * extents.length * channels;
-  const C inverse = C(1) / static_cast<C>(last - first);
-  for_each_column<C>(channels, [&](int64_t c, int lanes) {
-    Vector<C> sum{}, shift{}, squares{};
-    for_each_position<C>(first, last, channels, c, lanes,
-                         [&](int64_t at, auto count) { sum += load(sample + at, count); });
-    const Vector<C> mean = sum * inverse;
-    for_each_position<C>(first, last, channels, c, lanes, [&](int64_t at, auto count) {
-      const Vector<C> away = load(sample + at, count) - mean;
-      shift += away;
-      squares += away * away;
-    });
-    store_like<S>(partial + c, mean + shift * inverse, lanes);
-    store_like<S>(partial + channels + c, squares - shift * shift * inverse, lanes);
-  });
+  Moments all;
+  for (int64_t start = 0; start < length; start += cpu::kChunk) {
+    const int64_t count = std::min(cpu::kChunk, length - start);
+    double sum = 0, about[2] = {};
+    if (!rms) along(Sum<S>{x}, static_cast<const C*>(nullptr), start, count, &sum);
+    const C centre = static_cast<C>(sum / static_cast<double>(count));
+    along(Centred<S>{x}, &centre, start, count, about);
+    all.merge(Moments::of(rms, centre, static_cast<double>(count), about));
+  }
+  return all;
+}
+
+// Across channels
+
+// How the pixels of a sample [L, C] are taken: `pixels` together as a row of so many channels that no vector is left
+// half empty, rows in tasks of a fixed number, and what is left over behind the last row as a shorter one.
+struct Rows {
+  static constexpr int64_t task_elements = 32768, most_rows = 256;  // of a task: its sums are not in double
+  static constexpr int64_t tile_elements = 4096;                    // stay in the innermost cache
+  int64_t channels, pixels, width, padded, count, rest, task_rows, tile_rows, tasks;
+
+  Rows(int64_t length, int64_t channels, int64_t lanes) : channels(channels) {
+    pixels = channels >= 8 * lanes ? 1 : lanes / std::gcd(channels, lanes);
+    width = pixels * channels;
+    padded = (width + lanes - 1) / lanes * lanes;
+    count = length / pixels;
+    rest = length % pixels * channels;
+    task_rows = std::clamp<int64_t>(task_elements / width, 1, most_rows);
+    tile_rows = std::max<int64_t>(1, tile_elements / width);
+    tasks = std::max<int64_t>(1, (count + task_rows - 1) / task_rows);
+  }
+};
+
+// The step at `rows` rows from `start` on, each `width` wide. `tables` and `sums` are rows of `in.padded` numbers.
+// Steps that only read go down the tile with their sums in registers; stores down a column would miss the cache, so
+// those that write go along its rows.
+template <class Step, class C = typename Step::C>
+void tile(const Step& step, const Rows& in, const C* tables, C* sums, int64_t start, int64_t rows, int64_t width) {
+  if constexpr (Step::writes) {
+    for (int64_t row = 0; row < rows; ++row)
+      cpu::for_each_vector<C, 1>(0, width, [&](int64_t w, auto count, int) {
+        Vector<C> of[Step::tables], sum[std::max(1, Step::sums)];
+        for (int k = 0; k < Step::tables; ++k) of[k] = load(tables + k * in.padded + w);
+        for (int k = 0; k < Step::sums; ++k) sum[k] = load(sums + k * in.padded + w);
+        step(of, sum, start + row * in.width + w, count);
+        for (int k = 0; k < Step::sums; ++k) store(sums + k * in.padded + w, sum[k]);
+      });
+  } else {
+    for (int64_t w = 0; w < width; w += Vector<C>::lanes) {
+      Vector<C> of[Step::tables], sum[Step::unroll][Step::sums] = {};
+      for (int k = 0; k < Step::tables; ++k) of[k] = load(tables + k * in.padded + w);
+      auto down = [&](auto count) {
+        int64_t row = 0, j = start + w;
+        for (; row + Step::unroll <= rows; row += Step::unroll)
+#pragma GCC unroll 4
+          for (int u = 0; u < Step::unroll; ++u, j += in.width) step(of, sum[u], j, count);
+        for (; row < rows; ++row, j += in.width) step(of, sum[0], j, count);
+      };
+      if (w + Vector<C>::lanes <= width)
+        down(cpu::All{});
+      else
+        down(static_cast<int>(width - w));
+      for (int k = 0; k < Step::sums; ++k) {
+        for (int u = 1; u < Step::unroll; ++u) sum[0][k] += sum[u][k];
+        C* to = sums + k * in.padded + w;
+        store(to, load(to) + sum[0][k]);
+      }
+    }
+  }
+}
+
+// One task of a sample.
+template <class Step, class C = typename Step::C>
+void across(const Step& step, const Rows& in, const C* tables, C* sums, int64_t task) {
+  const int64_t last = std::min(in.count, (task + 1) * in.task_rows);
+  for (int64_t row = task * in.task_rows; row < last; row += in.tile_rows)
+    tile(step, in, tables, sums, row * in.width, std::min(in.tile_rows, last - row), in.width);
+  if (task == in.tasks - 1 && in.rest > 0) tile(step, in, tables, sums, in.count * in.width, 1, in.rest);
+}
+
+// A number near each channel's mean in a sample [L, C]: the mean of pixels all over it. If these few differ from all
+// others the variance of the channel is large, too, so that a factor L / pixels of precision is lost at most.
+template <class S>
+void centres(const S* x, int64_t length, int64_t channels, compute_t<S>* means) {
+  using C = compute_t<S>;
+  const int64_t pixels = std::min<int64_t>(length, 32);
+  std::fill_n(means, channels, C(0));
+  for (int64_t i = 0; i < pixels; ++i) {
+    const S* pixel = x + length * i / pixels * channels;
+    for (int64_t c = 0; c < channels; ++c) means[c] += widen(pixel[c]) * (C(1) / static_cast<C>(pixels));
+  }
 }
 
 }  // namespace zoo::evonorm

@@ -84,6 +84,8 @@ def evonorm_s_forward(
     """(y, stats), see the contract above."""
     y, dtype = torch.empty_like(x), compute_dtype(x.dtype)
     stats = torch.zeros(2, x.shape[0], groups, dtype=dtype, device=x.device)
+    if x.numel() == 0:  # there may be samples without positions: their statistics are not NaN but nothing
+        return y, stats
     source, result = planes(x, channels_last), planes(y, channels_last)
     for block in _blocks(x):
         t = source[block].to(dtype)
@@ -124,7 +126,9 @@ def evonorm_s_backward(
     dx, dtype = torch.empty_like(x), stats.dtype
     source, cotangent, result = (planes(t, channels_last) for t in (x, grad, dx))
     (samples, channels, length), groups = source.shape, stats.shape[2]
-    sums = torch.empty(3, samples, channels, dtype=dtype, device=x.device)  # g u, g, g du/dv
+    sums = torch.zeros(3, samples, channels, dtype=dtype, device=x.device)  # g u, g, g du/dv
+    if x.numel() == 0:
+        return dx, *s_parameter_gradients(sums, weight, stats)
     for block in _blocks(x):
         t, g = source[block].to(dtype), cotangent[block].to(dtype)
         mean, scale = (_of_channels(part, channels) for part in stats[:, block])
@@ -161,7 +165,9 @@ def s_parameter_gradients(sums: Tensor, weight: Tensor | None, stats: Tensor) ->
 def evonorm_moments(x: Tensor, channels_last: bool) -> Tensor:
     """Mean and biased variance of each sample's channel, [2, N, C]."""
     source, dtype = planes(x, channels_last), compute_dtype(x.dtype)
-    moments = torch.empty(2, *source.shape[:2], dtype=dtype, device=x.device)
+    moments = torch.zeros(2, *source.shape[:2], dtype=dtype, device=x.device)
+    if x.numel() == 0:
+        return moments
     for block in _blocks(x):
         moments[0, block], moments[1, block] = _moments(source[block].to(dtype))
     return moments

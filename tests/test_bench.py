@@ -163,6 +163,15 @@ def test_committed_closed_form_is_fast_without_a_compiler() -> None:
     assert case["official"]["ratio_to_ours"] >= 4
 
 
+@pytest.mark.parametrize("suffix", ["", "_closed_form"])
+def test_committed_speed_of_evonorm_meets_the_acceptance(suffix: str) -> None:
+    record = json.loads((RESULTS / f"evonorm_cpu{suffix}.json").read_text())
+    assert record["implementation"] == ("closed form in PyTorch" if suffix else "CPU library")
+    promises = evonorm.acceptance(record["results"], native=not suffix)
+    assert promises == record["acceptance"]
+    assert all(promise["met"] for promise in promises)
+
+
 def test_promises_are_those_of_what_ran() -> None:
     rivals = {"official": {"ratio_to_ours": 25.0}, "official_compiled": {"ratio_to_ours": 0.9}}
     rivals |= {"gelu": {"ratio_to_ours": 1.0}, "ours": {"saved_over_input": 1.02}}

@@ -319,7 +319,7 @@ class Discriminator(nn.Module):
 
 
 def r1_penalty(score: Tensor, pictures: Tensor) -> Tensor:
-    """Mean over the batch of |d score / d picture|^2, differentiable.
+    """Mean over the batch of the squared norm of the score's gradient for its picture, differentiable.
 
     Args:
         score: [B], each of its own picture alone.

@@ -165,6 +165,24 @@ def test_polycom_times_every_operation_forward_and_backward(monkeypatch: pytest.
                 call(inputs)
 
 
+def test_evonorm_times_layers_and_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evonorm_gpu, "BENCHMARK_SHAPES", ((2, 32, 4, 4),))
+    monkeypatch.setattr(evonorm_gpu, "PICTURES", (2, 3, 32, 32))
+    monkeypatch.setattr(evonorm_gpu, "NETWORK", "resnetv2_50")
+    *layers, network = evonorm_gpu.benchmarks()
+    assert [b.moved // (2 * 2 * 32 * 4 * 4) for b in layers] == [5, 8, 8, 8]
+    assert [round(1 / b.target_ratios["bn_silu"], 3) for b in layers] == [0.6, 0.8, 0.9, 0.9]
+    for benchmark in layers:
+        inputs = benchmark.inputs(CPU)
+        for name, call in benchmark.rivals.items():
+            if name != "timm_compiled":
+                call(inputs)
+    assert network.target_ratios == {"batchnorm": 0.9}
+    inputs = network.inputs(CPU)
+    shapes = {name: [g.shape for g in call(inputs)] for name, call in network.rivals.items()}
+    assert shapes["ours"] == shapes["timm"]  # the same network, v and all
+
+
 def test_whole_run_writes_what_it_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from timm.layers import BatchNormAct2d
+from timm.layers import EvoNorm2dS0 as EvoNorm2dS0OfTimm
 from torch import Tensor, nn
 
 from scripts.bench._gpu import Benchmark
@@ -14,6 +17,7 @@ from tests._numerics import assert_close
 from tests.norms.evonorm_baselines import oracle_b, oracle_s
 from zoo.functional import evonorm_b, evonorm_s
 from zoo.kernels.sources import SCALARS, Unit, evonorm_b_unit, evonorm_moments_unit, evonorm_s_unit
+from zoo.norms import EvoNorm2dS0
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Groups that fit on chip and that do not, ragged and few large planes, groups of one, more channels than a block has.
@@ -30,6 +34,7 @@ BENCHMARK_SHAPES = ((128, 256, 56, 56), (256, 64, 112, 112), (128, 512, 28, 28))
 # Of BN+SiLU's time, forward and backward together: S0 and B0 on [N, C, H, W], anything in channels_last.
 TARGET_TIMES = {("s0", "contiguous"): 0.6, ("b0", "contiguous"): 0.8}
 TARGET_TIME_CHANNELS_LAST = 0.9
+NETWORK, PICTURES = "resnetv2_50d", (64, 3, 224, 224)
 TARGET_SHARE = 0.75  # of the copy bandwidth, for each pass
 
 Check = tuple[str, Callable[[], None]]
@@ -101,18 +106,36 @@ def checks(device: torch.device) -> Iterator[Check]:
                 yield f"evonorm_b {list(shape)} {label} {layout}", b_layers
 
 
-def _both(module: nn.Module) -> Callable[[Any], object]:
-    """Forward and backward."""
+def _both(module: nn.Module, function: Callable[[Tensor], Tensor] | None = None) -> Callable[[Any], object]:
+    """Forward and backward of a module, or of what was made of it; it goes where its input is."""
 
     def call(inputs: Any) -> object:
         x, grad = inputs
-        return torch.autograd.grad(module(x), [x, *module.parameters()], grad)
+        module.to(x.device)
+        return torch.autograd.grad((function or module)(x), [x, *module.parameters()], grad)
+
+    return call
+
+
+def _training_step(norm_layer: Any) -> Callable[[Any], object]:
+    """Forward and backward of timm's ResNet under autocast; built at the first call."""
+    built: list[nn.Module] = []
+
+    def call(inputs: Any) -> object:
+        import timm
+
+        (x,) = inputs
+        if not built:
+            built.append(timm.create_model(NETWORK, norm_layer=norm_layer).to(x.device))
+        with torch.autocast(x.device.type, torch.bfloat16):
+            loss = built[0](x).float().square().mean()
+        return torch.autograd.grad(loss, list(built[0].parameters()))
 
     return call
 
 
 def benchmarks() -> Iterator[Benchmark]:
-    """S0 and B0 in bfloat16, forward and backward together, as BN+SiLU is timed."""
+    """S0 and B0 in bfloat16, forward and backward together, as BN+SiLU is timed; a training step of a whole network."""
     for shape in BENCHMARK_SHAPES:
         size = 2 * shape[0] * shape[1] * shape[2] * shape[3]
         for layout, memory_format in LAYOUTS.items():
@@ -125,12 +148,27 @@ def benchmarks() -> Iterator[Benchmark]:
                 return x.requires_grad_(), grad
 
             for layer in ("s0", "b0"):
-                modules = {name: module.to("cuda") for name, module in rivals(layer, shape[1]).items()}
-                modules["timm_compiled"] = torch.compile(modules["timm_compiled"], fullgraph=True, dynamic=False)
+                modules = rivals(layer, shape[1])
                 passes = 5 if layer == "s0" and layout == "contiguous" else 8
                 target = TARGET_TIMES.get((layer, layout), TARGET_TIME_CHANNELS_LAST)
                 facts = {"shape": list(shape), "dtype": "bfloat16", "layout": layout}
                 calls = {name: _both(module) for name, module in modules.items()}
+                theirs = modules["timm_compiled"]
+                calls["timm_compiled"] = _both(theirs, torch.compile(theirs, fullgraph=True, dynamic=False))
                 ratios = {"bn_silu": 1 / target}
                 moved = passes * size
                 yield Benchmark(f"evonorm_{layer}", facts, moved, inputs, calls, TARGET_SHARE, target_ratios=ratios)
+    steps = {
+        "ours": _training_step(lambda *args, **kwargs: EvoNorm2dS0(*args, **kwargs)),
+        "batchnorm": _training_step(BatchNormAct2d),
+        "timm": _training_step(EvoNorm2dS0OfTimm),
+    }
+    yield Benchmark(
+        f"{NETWORK} training step",
+        {"shape": list(PICTURES), "dtype": "bfloat16", "layout": "contiguous"},
+        4 * math.prod(PICTURES),  # of the pictures: no share of the bandwidth is promised for a network
+        lambda device: (torch.randn(PICTURES, device=device),),
+        steps,
+        0.0,
+        target_ratios={"batchnorm": 0.9},
+    )

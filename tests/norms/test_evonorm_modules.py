@@ -22,6 +22,7 @@ from zoo.norms import (
     EvoNorm2dS0,
     EvoNorm3d,
     convert_sync_evonorm,
+    fold_into_conv,
 )
 
 NAMES = ("B0", "B1", "B2", "S0", "S1", "S2", "S0a", "S1a", "S2a")
@@ -91,6 +92,21 @@ def test_without_activation_it_is_affine_to_the_bit(name: str) -> None:
     assert torch.equal(layer(x), x * layer.weight.view(6, 1, 1) + layer.bias.view(6, 1, 1))
     if layer.running_var is not None:
         assert torch.equal(layer.running_var, torch.ones(6))
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [nn.Conv2d(3, 6, 3, bias=False), nn.Conv2d(6, 6, 3, groups=3), nn.ConvTranspose2d(3, 6, 2), nn.Conv1d(3, 6, 2)],
+    ids=lambda conv: type(conv).__name__,
+)
+def test_affine_only_layers_fold_into_a_convolution(conv: nn.Module) -> None:
+    torch.manual_seed(0)
+    conv = copy.deepcopy(conv).double()
+    norm = _noisy(EvoNorm(6, "b1", apply_act=False).double())
+    x = torch.randn(2, conv.in_channels, *(5,) * (conv.weight.ndim - 2), dtype=torch.float64)
+    before = conv.weight.clone()
+    assert_close(fold_into_conv(conv, norm)(x), norm(conv(x)))
+    assert torch.equal(conv.weight, before)
 
 
 def test_zero_init() -> None:
@@ -259,6 +275,15 @@ def _error(call) -> str:
         (
             lambda: ConditionalEvoNorm2d(4, 3)(torch.zeros(2, 4, 2, 2), torch.zeros(3, 3)),
             "ConditionalEvoNorm2d: expected a condition of shape (2, 3), got (3, 3)",
+        ),
+        (
+            lambda: fold_into_conv(nn.Conv2d(3, 6, 1), EvoNorm2dS0(6)),
+            "fold_into_conv: expected an affine-only layer, apply_act=False, got EvoNorm2dS0(6, 's0', groups=6, "
+            "eps=1e-05)",
+        ),
+        (
+            lambda: fold_into_conv(nn.Conv2d(3, 6, 1), EvoNorm2dS0(8, apply_act=False)),
+            "fold_into_conv: expected a layer of the 6 channels of the convolution, got one of 8",
         ),
         (
             lambda: convert_sync_evonorm(nn.Conv2d(1, 1, 1)),

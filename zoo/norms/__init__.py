@@ -16,6 +16,7 @@ from .evonorm import (
     EvoNorm2dS2a,
     EvoNorm3d,
     convert_sync_evonorm,
+    fold_into_conv,
 )
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "EvoNorm2dS2a",
     "ConditionalEvoNorm2d",
     "convert_sync_evonorm",
+    "fold_into_conv",
 ]

@@ -9,9 +9,11 @@ fine-tuning: gamma and beta of a trained BatchNorm mean something else here.
 
 Files: `reference.py` the formulas, `eager.py` their closed-form gradients and the contract of the ops, `ops.py` the ops
 with autograd, `cuda.py` the host side of the kernels, `functional.py` checks and layout, `synchronised.py` statistics
-over several processes, `modules.py` the layers, `timm_layers.py` the same under timm's names.
+over several processes, `modules.py` the layers, `timm_layers.py` the same under timm's names, `folding.py`
+inference.
 """
 
+from .folding import fold_into_conv
 from .functional import evonorm_b, evonorm_s
 from .modules import ConditionalEvoNorm2d, EvoNorm, EvoNorm1d, EvoNorm2d, EvoNorm3d, convert_sync_evonorm
 from .timm_layers import (
@@ -42,6 +44,7 @@ __all__ = [
     "EvoNorm2dS2a",
     "ConditionalEvoNorm2d",
     "convert_sync_evonorm",
+    "fold_into_conv",
     "evonorm_b",
     "evonorm_s",
 ]

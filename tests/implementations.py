@@ -40,6 +40,7 @@ IMPLEMENTATIONS = (
 @contextlib.contextmanager
 def registered(functions: dict[str, Callable[..., Any]]) -> Iterator[None]:
     """Within the block, CPU tensors of `torch.ops.zoo.<name>` go to these functions."""
+    use_cpu_library()  # now: loaded by the first call of an op it would take the place of these functions
     library = torch.library.Library("zoo", "IMPL")
     for name, function in functions.items():
         library.impl(name, function, "CPU", allow_override=True)

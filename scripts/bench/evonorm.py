@@ -10,25 +10,20 @@ equals the float64 oracle in outputs and gradients in every case (exit status 1 
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from scripts.bench._timing import interleave, saved_multiple, summarise, write_results
+from scripts.bench import _speed
+from scripts.bench._speed import time_rivals
 from tests._numerics import assert_close
 from tests.norms.evonorm_baselines import oracle_b, oracle_s
-from zoo import settings
-from zoo.kernels import use_cpu_library
 from zoo.norms import EvoNorm2dB0, EvoNorm2dS0
 
-RESULTS = Path(__file__).resolve().parent / "results"
 # The acceptance shape first; a deep layer of a ResNet at batch 8; a wide map of a mobile network.
 SHAPES = ((8, 64, 56, 56), (8, 256, 14, 14), (2, 24, 112, 112))
 QUICK_SHAPES = ((2, 8, 7, 7),)
@@ -132,23 +127,7 @@ def measure(case: Case, device: torch.device, rounds: int, quick: bool) -> dict[
     calls: dict[str, Callable[[Tensor], Tensor]] = dict(modules)
     calls[COMPILED] = torch.compile(modules[COMPILED], fullgraph=True, dynamic=False)
     steps = {name: _step(calls[name], module, x, grad) for name, module in modules.items()}
-    skipped: dict[str, str] = {}
-    if quick:
-        skipped[COMPILED] = "--quick does not wait for the compiler"
-    else:
-        try:
-            steps[COMPILED]()
-        except RuntimeError as error:  # no C++ compiler or Triton; whatever else fails must be seen
-            skipped[COMPILED] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-    for name in skipped:
-        del steps[name]
-    # The CPU time of one thread leaves out what neighbours take; several threads or a GPU need the wall's.
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
-    times = interleave(steps, rounds=rounds, clock=time.process_time if alone else time.perf_counter)
-    table: dict[str, dict[str, float]] = summarise(times, "ours")
-    for name, row in table.items():
-        row["saved_over_input"] = saved_multiple(calls[name], x)
-    return {**case.facts(), "rivals": table, **({"skipped": skipped} if skipped else {})}
+    return time_rivals(case, steps, calls, (x,), compiled=COMPILED, rounds=rounds, quick=quick)
 
 
 def acceptance(results: list[dict[str, Any]], native: bool) -> list[dict[str, Any]]:
@@ -186,55 +165,9 @@ def cases(quick: bool) -> list[Case]:
     ]
 
 
-def show(result: dict[str, Any]) -> None:
-    what = f"{result['op']:10} {result['shape']!s:17} {result['dtype']:9} {result['layout']:13}"
-    for name, row in result["rivals"].items():
-        print(what, f"{name:14}", *(f"{key} {value:<9}" for key, value in row.items()), flush=True)
-    for name, reason in result.get("skipped", {}).items():
-        print(what, f"{name:14} skipped: {reason}", flush=True)
-
-
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU (1)")
-    parser.add_argument("--rounds", type=int, default=None, help="figures per rival, at least 2 (9; 3 with --quick)")
-    parser.add_argument("--quick", action="store_true", help="one small shape, no torch.compile")
-    parser.add_argument("--out", type=Path, default=None, help="JSON file (results/evonorm_<device>.json)")
-    args = parser.parse_args(arguments)
-    rounds = args.rounds or (3 if args.quick else 9)
-    suffix = "" if settings.kernel_mode() != "off" else "_closed_form"
-    out = args.out or RESULTS / f"evonorm_{args.device.type}{suffix}{'_quick' if args.quick else ''}.json"
-    torch.set_num_threads(args.threads)
-    native = args.device.type == "cpu" and use_cpu_library()
-    try:
-        for case in cases(args.quick):
-            check(case, args.device)
-    except AssertionError as error:
-        print(f"nothing timed, ours is wrong: {error}", file=sys.stderr)
-        return 1
-    results = []
-    for case in cases(args.quick):
-        results.append(measure(case, args.device, rounds, args.quick))
-        show(results[-1])
-    promises = acceptance(results, native)
-    what = "forward and backward"
-    if args.device.type == "cpu":
-        what += ", CPU time of one thread" if args.threads == 1 else f", {args.threads} threads"
-    write_results(
-        out,
-        results,
-        device=torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else "cpu",
-        what=what,
-        implementation="CPU library" if native else "closed form in PyTorch",
-        rounds=rounds,
-        acceptance=promises,
-    )
-    for promise in promises:
-        said = {True: "met", False: "MISSED", None: "not measured"}[promise["met"]]
-        print(f"{said}: {promise['claim']} (measured {promise['measured']})")
-    print(f"wrote {out}")
-    return 0
+    columns = {"op": 10, "shape": 17, "dtype": 9, "layout": 13}
+    return _speed.main(_speed.Family("evonorm", 9, cases, check, measure, acceptance, columns), __doc__, arguments)
 
 
 if __name__ == "__main__":

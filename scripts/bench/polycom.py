@@ -12,19 +12,17 @@ gradients in every case (exit status 1 if not).
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu
 
-from scripts.bench._timing import interleave, saved_multiple, summarise, write_results
+from scripts.bench import _speed
+from scripts.bench._speed import time_rivals
 from tests._numerics import assert_close
 from tests.activations.polycom_baselines import (
     official_poly_norm,
@@ -33,11 +31,8 @@ from tests.activations.polycom_baselines import (
     oracle_poly_norm,
     oracle_poly_relu,
 )
-from zoo import settings
 from zoo.functional import poly_norm, poly_relu
-from zoo.kernels import use_cpu_library
 
-RESULTS = Path(__file__).resolve().parent / "results"
 # The acceptance shape first; (1536, 384) is our byte-level LM's, the last ones have few but wide rows.
 SHAPES = ((512, 4096), (1536, 384), (2048, 1024), (64, 8256), (64, 16384), (16, 32768))
 QUICK_SHAPES = ((64, 256),)
@@ -115,23 +110,7 @@ def measure(case: Case, device: torch.device, rounds: int, quick: bool) -> dict[
     torch.compiler.reset()  # one specialised graph a shape: the compiled rival at its best
     rivals, (inputs, grad) = _rivals(case.op), _inputs(case, device)
     steps = {name: _step(function, inputs, grad) for name, function in rivals.items()}
-    skipped: dict[str, str] = {}
-    if quick:
-        skipped[COMPILED] = "--quick does not wait for the compiler"
-    else:
-        try:
-            steps[COMPILED]()
-        except RuntimeError as error:  # no C++ compiler or Triton; whatever else fails must be seen
-            skipped[COMPILED] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-    for name in skipped:
-        del steps[name]
-    # The CPU time of one thread leaves out what neighbours take; several threads or a GPU need the wall's.
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
-    times = interleave(steps, rounds=rounds, clock=time.process_time if alone else time.perf_counter)
-    table: dict[str, dict[str, float]] = summarise(times, "ours")
-    for name, row in table.items():
-        row["saved_over_input"] = saved_multiple(rivals[name], *inputs)
-    return {**case.facts(), "rivals": table, **({"skipped": skipped} if skipped else {})}
+    return time_rivals(case, steps, rivals, inputs, compiled=COMPILED, rounds=rounds, quick=quick)
 
 
 def acceptance(results: list[dict[str, Any]], native: bool) -> list[dict[str, Any]]:
@@ -163,62 +142,15 @@ def acceptance(results: list[dict[str, Any]], native: bool) -> list[dict[str, An
     return promises
 
 
-def show(result: dict[str, Any]) -> None:
-    what = f"{result['op']:10} {result['shape']!s:13} {result['dtype']:9}"
-    for name, row in result["rivals"].items():
-        print(what, f"{name:22}", *(f"{key} {value:<9}" for key, value in row.items()), flush=True)
-    for name, reason in result.get("skipped", {}).items():
-        print(what, f"{name:22} skipped: {reason}", flush=True)
+def cases(quick: bool) -> list[Case]:
+    """Every op and dtype at every shape."""
+    shapes = QUICK_SHAPES if quick else SHAPES
+    return [Case(op, shape, dtype) for op in ("poly_norm", "poly_relu") for shape in shapes for dtype in DTYPES]
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU (1)")
-    parser.add_argument("--rounds", type=int, default=None, help="figures per rival, at least 2 (15; 3 with --quick)")
-    parser.add_argument("--quick", action="store_true", help="one small shape, no torch.compile")
-    parser.add_argument("--out", type=Path, default=None, help="JSON file (results/polycom_<device>.json)")
-    args = parser.parse_args(arguments)
-    rounds = args.rounds or (3 if args.quick else 15)
-    suffix = "" if settings.kernel_mode() != "off" else "_closed_form"
-    out = args.out or RESULTS / f"polycom_{args.device.type}{suffix}{'_quick' if args.quick else ''}.json"
-    torch.set_num_threads(args.threads)
-    native = args.device.type == "cpu" and use_cpu_library()
-
-    cases = [
-        Case(op, shape, dtype)
-        for op in ("poly_norm", "poly_relu")
-        for shape in (QUICK_SHAPES if args.quick else SHAPES)
-        for dtype in DTYPES
-    ]
-    try:
-        for case in cases:
-            check(case, args.device)
-    except AssertionError as error:
-        print(f"nothing timed, ours is wrong: {error}", file=sys.stderr)
-        return 1
-    results = []
-    for case in cases:
-        results.append(measure(case, args.device, rounds, args.quick))
-        show(results[-1])
-    promises = acceptance(results, native)
-    what = "forward and backward"
-    if args.device.type == "cpu":
-        what += ", CPU time of one thread" if args.threads == 1 else f", {args.threads} threads"
-    write_results(
-        out,
-        results,
-        device=torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else "cpu",
-        what=what,
-        implementation="CPU library" if native else "closed form in PyTorch",
-        rounds=rounds,
-        acceptance=promises,
-    )
-    for promise in promises:
-        said = {True: "met", False: "MISSED", None: "not measured"}[promise["met"]]
-        print(f"{said}: {promise['claim']} (measured {promise['measured']})")
-    print(f"wrote {out}")
-    return 0
+    columns = {"op": 10, "shape": 13, "dtype": 9}
+    return _speed.main(_speed.Family("polycom", 15, cases, check, measure, acceptance, columns), __doc__, arguments)
 
 
 if __name__ == "__main__":

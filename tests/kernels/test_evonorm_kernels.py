@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -12,11 +11,11 @@ from torch import Tensor
 
 from tests._numerics import assert_close
 from tests.implementations import emulated_kernels
+from tests.kernels.breaking import schedules_that_notice
 from tests.norms.evonorm_baselines import oracle_b, oracle_s
 from zoo.functional import evonorm_b, evonorm_s
 from zoo.kernels import sources
-from zoo.kernels.emulate import EmulatorError
-from zoo.kernels.emulation import SCHEDULES, EmulatedMachine
+from zoo.kernels.emulation import EmulatedMachine
 from zoo.norms.evonorm import cuda
 
 F64 = torch.float64
@@ -145,25 +144,8 @@ def test_every_barrier_of_the_family_is_in_the_list() -> None:
 def test_kernel_without_it_is_caught(what: str, tmp_path: Path, kernel_folder: Path) -> None:
     """Remove one barrier: in some schedule results differ or the emulator reports."""
     name, occurrence = BROKEN[what]
-    broken = tmp_path / "cuda_kernels"
-    shutil.copytree(sources.folder(), broken)
-    path = broken / "evonorm" / name
-    parts = path.read_text().split("__syncthreads();")
-    parts[occurrence : occurrence + 2] = [parts[occurrence] + parts[occurrence + 1]]
-    path.write_text("__syncthreads();".join(parts))
-    expected = _results(EmulatedMachine(kernel_folder))
-    caught = []
-    for schedule_name, schedule in SCHEDULES.items():
-        whole = _results(EmulatedMachine(kernel_folder, schedule))
-        assert all(torch.equal(a, b) for a, b in zip(whole, expected, strict=True)), schedule_name
-        try:
-            results = _results(EmulatedMachine(tmp_path, schedule, kernels=broken))
-        except EmulatorError:
-            caught.append(schedule_name)
-        else:
-            same = all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
-            caught += [] if same else [schedule_name]
-    assert caught
+    folders = {"scratch": tmp_path, "kernel_folder": kernel_folder}
+    assert schedules_that_notice(_results, f"evonorm/{name}", "__syncthreads();", occurrence, **folders)
 
 
 @pytest.mark.gpu

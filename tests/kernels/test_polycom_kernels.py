@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +12,11 @@ from torch import Tensor
 from tests._numerics import assert_close
 from tests.activations.polycom_baselines import oracle_poly_norm, oracle_poly_relu
 from tests.implementations import IMPLEMENTATIONS, emulated_kernels, running_on
+from tests.kernels.breaking import schedules_that_notice
 from zoo.activations.polycom import cuda
 from zoo.functional import poly_norm, poly_norm_mul, poly_relu
 from zoo.kernels import sources
-from zoo.kernels.emulate import EmulatorError
-from zoo.kernels.emulation import SCHEDULES, EmulatedMachine
+from zoo.kernels.emulation import EmulatedMachine
 
 F64 = torch.float64
 KERNELS = [i for i in IMPLEMENTATIONS if i not in ("formula", "closed_form")]
@@ -296,22 +295,5 @@ def test_every_barrier_of_the_row_kernels_is_in_the_list() -> None:
 def test_kernel_without_it_is_caught(what: str, tmp_path: Path, kernel_folder: Path) -> None:
     """Remove one line of the source: in some schedule results differ or the emulator reports."""
     line, occurrence = BROKEN[what]
-    broken = tmp_path / "cuda_kernels"
-    shutil.copytree(sources.folder(), broken)
-    path = broken / "common/rows.cuh"
-    parts = path.read_text().split(line)
-    parts[occurrence : occurrence + 2] = [parts[occurrence] + parts[occurrence + 1]]
-    path.write_text(line.join(parts))
-    expected = _results(EmulatedMachine(kernel_folder))
-    caught = []
-    for name, schedule in SCHEDULES.items():
-        whole = _results(EmulatedMachine(kernel_folder, schedule))
-        assert all(torch.equal(a, b) for a, b in zip(whole, expected, strict=True)), name
-        try:
-            results = _results(EmulatedMachine(tmp_path, schedule, kernels=broken))
-        except EmulatorError:
-            caught.append(name)
-        else:
-            same = all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
-            caught += [] if same else [name]
-    assert caught
+    folders = {"scratch": tmp_path, "kernel_folder": kernel_folder}
+    assert schedules_that_notice(_results, "common/rows.cuh", line, occurrence, **folders)

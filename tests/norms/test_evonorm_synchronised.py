@@ -56,7 +56,12 @@ def _run(rank: int, folder: str) -> None:
             # Without create_graph the kernels serve, with it the formula.
             plain = torch.autograd.grad(layer(x), [x, *layer.parameters()], values["grad"][part])
             twice = _derivatives(y, values["grad"][part], x, list(layer.parameters()))
-            results.append((y.detach(), plain, twice, layer.running_var))
+            before = layer.running_var.clone()
+            layer(x[:0])  # empty on every rank
+            assert torch.equal(layer.running_var, before)
+            unbiased = EvoNorm2d(4, variant, unbiased_running_var=True, process_group="world", dtype=torch.float64)
+            unbiased(x)
+            results.append((y.detach(), plain, twice, layer.running_var, unbiased.running_var))
         torch.save(results, f"{folder}/rank{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -83,6 +88,7 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
         moved = start + 0.1 * (variance - start)
         for rank in (first, second):
             assert_close(rank[3], moved + 0.1 * (variance - moved))
+            assert_close(rank[4], start + 0.1 * (values["x"].var((0, 2, 3), correction=1) - start))
 
 
 def test_conversion_reaches_b_layers_alone() -> None:

@@ -182,15 +182,23 @@ def evonorm_b(
             prepare(x)
             y, _, batch = fused_evonorm_b(*arguments)
         y, variance, count = _shaped_like(x, y, channels_last), batch[1], x.numel() // x.shape[1]
-    if training and running_var is not None and variance is not None and count:
-        _move(running_var, variance, momentum, count / max(1, count - 1) if unbiased_running_var else 1.0)
+    if training and running_var is not None and variance is not None:
+        _move(running_var, variance, momentum, count, unbiased_running_var)
     return y
 
 
-def _move(running_var: Tensor, variance: Tensor, momentum: float, factor: float) -> None:
-    """The buffer on its way to the batch variance, outside every graph."""
+def _move(running_var: Tensor, variance: Tensor, momentum: float, count: int | Tensor, unbiased: bool) -> None:
+    """The buffer on its way to the variance of `count` elements a channel, outside every graph; of none it stays."""
     with torch.no_grad():
-        target = variance.detach().to(running_var.dtype) * factor
+        target = variance.detach().to(running_var.dtype)
+        if isinstance(count, int):
+            if count == 0:
+                return
+            factor: float | Tensor = count / max(1, count - 1)
+        else:  # on the device, of several ranks
+            factor = count / (count - 1).clamp_min(1)
+            target = torch.where(count > 0, target, running_var)
+        target = target * factor if unbiased else target
         running_var.copy_(running_var + momentum * (target - running_var))
 
 

@@ -122,6 +122,6 @@ def batch_variance(t: Tensor, replicas: Replicas | None) -> Tensor:
     if replicas is None:
         mean = t.mean((0, 2), keepdim=True)
         return (t - mean).square().mean((0, 2), keepdim=True)
-    count = replicas.total(t.new_tensor(float(t.shape[0] * t.shape[2])))
+    count = replicas.total(t.new_full((1,), float(t.shape[0] * t.shape[2])))
     mean = replicas.total(t.sum((0, 2), keepdim=True)) / count
     return replicas.total((t - mean).square().sum((0, 2), keepdim=True)) / count

@@ -29,17 +29,17 @@ def synchronised_evonorm_b(
     group: dist.ProcessGroup,
     *,
     by_formula: bool,
-) -> tuple[Tensor, Tensor, int]:
-    """(y, variance [C] of the joined batch, elements a channel of it); arguments as in `eager.py`."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, variance [C] of the joined batch, elements a channel of it [1]); arguments as in `eager.py`."""
     if by_formula:
         y = _formula(x, v, weight, bias, eps, variant, channels_last, group)
         with torch.no_grad():
             local, reduction = eager.planes(x, channels_last).to(_compute(x)), GroupReduction(group)
             variance = batch_variance(local, reduction).view(-1)
-            count = reduction.total(local.new_tensor(float(local.shape[0] * local.shape[2])))
-        return y, variance, int(count)
+            count = reduction.total(local.new_full((1,), float(local.shape[0] * local.shape[2])))
+        return y, variance, count
     y, batch, count = _Synchronised.apply(x, v, weight, bias, eps, VARIANTS_B.index(variant), channels_last, group)
-    return y, batch[1], int(count)
+    return y, batch[1], count
 
 
 def _compute(x: Tensor) -> torch.dtype:
@@ -74,11 +74,11 @@ def _joined(of_samples: Tensor, length: int, group: dist.ProcessGroup) -> tuple[
     samples, channels = of_samples.shape[1:]
     count = samples * length
     mean, variance = eager.batch_moments(of_samples) if count else of_samples.new_zeros(2, channels)
-    local = torch.cat([mean, variance * count, mean.new_tensor([float(count)])])
+    local = torch.cat([mean, variance * count, mean.new_full((1,), float(count))])
     everywhere = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everywhere, local, group=group)
     means, deviations, counts = torch.stack(everywhere).split([channels, channels, 1], 1)
-    total = counts.sum()
+    total = counts.sum(0)  # [1]: the host does not read it, and need not wait
     mean = (means * counts).sum(0) / total
     variance = (deviations + counts * (means - mean).square()).sum(0) / total
     return torch.stack([mean, variance]), total

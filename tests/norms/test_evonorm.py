@@ -231,13 +231,36 @@ def test_what_is_empty_adds_nothing_to_gradients(shape: tuple[int, ...], impleme
             assert torch.equal(gradient, torch.zeros(4)), implementation
 
 
-def test_equal_sides_of_the_maximum_share_the_gradient() -> None:
-    """An all-zero map: both sides are sqrt(eps). torch.maximum gives each half, and so does the formula."""
-    x = torch.zeros(2, 3, 2, 2, dtype=F64)
-    v, weight, bias = (torch.rand(3, dtype=F64) for _ in range(3))
-    for variant in ("b0", "b1", "b2"):
-        ours, oracle, has_v = _b_case(variant, None, eps=1e-4)
-        _compare(ours, oracle, [x, *((v,) if has_v else ()), weight, bias])
+@pytest.mark.parametrize("training", [True, False])
+def test_equal_sides_of_the_maximum_share_the_gradient(training: bool) -> None:
+    """torch.maximum gives each side half, and so does the formula. All numbers here are exact."""
+    one = torch.ones(1, dtype=F64)
+    # With v = 0 both sides of B0 are 1 for x = -1, 1; both of B1 are 2 for x = 1, of B2 for x = -1.
+    cases = (
+        [("b0", [-1.0, 1.0], 1.0)] if training else [("b0", [-1.0, 1.0], 1.0), ("b1", [1.0], 4.0), ("b2", [-1.0], 4.0)]
+    )
+    for variant, values, variance in cases:
+        ours, oracle, has_v = _b_case(variant, None if training else variance * one, eps=0.0)
+        x = torch.tensor([[values]], dtype=F64).requires_grad_()
+        v, weight, bias = ((number * one).requires_grad_() for number in (0.0, 2.0, 3.0))
+        leaves = [x, *((v,) if has_v else ()), weight, bias]
+        grad = torch.tensor([[[1.0, 3.0][: len(values)]]], dtype=F64)
+        actual = torch.autograd.grad(ours(*leaves), leaves, grad)
+        wanted = torch.autograd.grad(oracle(*leaves), leaves, grad)
+        for mine, exactly in zip(actual, wanted, strict=True):
+            assert_close(mine, exactly)
+
+
+def test_sums_of_a_plane_do_not_reach_beyond_it() -> None:
+    """Of three elements the last vector is not whole. With eps = 0 the maximum is 0 where nothing is."""
+    x = torch.full((2, 2, 3), 2.0, dtype=F64)
+    parameters = [torch.full((2,), number, dtype=F64).requires_grad_() for number in (1.0, 2.0, 3.0)]
+    running_var = torch.zeros(2, dtype=F64)
+    grad = torch.arange(1.0, 13.0, dtype=F64).view(2, 2, 3)
+    actual = torch.autograd.grad(evonorm_b(x, *parameters, running_var, False, eps=0.0), parameters, grad)
+    wanted = torch.autograd.grad(oracle_b(x, *parameters, running_var, eps=0.0), parameters, grad)
+    for ours, exactly in zip(actual, wanted, strict=True):
+        assert_close(ours, exactly)
 
 
 def test_nan_stays_where_it_is() -> None:

@@ -363,14 +363,14 @@ def test_a_relative_root_is_looked_for_here_then_in_zoo_data(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert small("pictures").root == Path("pictures")
-    with pytest.raises(DataError, match="there is no other nor below ZOO_DATA, which is not set; pass root="):
+    with pytest.raises(DataError, match="there is no other here, nor below ZOO_DATA, which is not set; pass root="):
         small("other")
     monkeypatch.setenv("ZOO_DATA", str(root.parent))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     assert small("pictures").root == root
-    with pytest.raises(DataError, match=f"there is no other nor in ZOO_DATA, {root.parent}; pass root="):
+    with pytest.raises(DataError, match=f"there is no other here, nor in ZOO_DATA, {root.parent}; pass root="):
         small("other")
 
 

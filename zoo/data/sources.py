@@ -132,7 +132,7 @@ def find(root: str) -> Path:
     for path in [given] if data is None or given.is_absolute() else [given, data / given]:
         if path.exists():
             return path
-    where = "nor below ZOO_DATA, which is not set" if data is None else f"nor in ZOO_DATA, {data}"
+    where = "here, nor below ZOO_DATA, which is not set" if data is None else f"here, nor in ZOO_DATA, {data}"
     also = "" if given.is_absolute() else f" {where}"
     raise DataError(f"ImageFolder: there is no {given}{also}; pass root= with a folder or a .tar archive of pictures")
 

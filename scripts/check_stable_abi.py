@@ -30,6 +30,8 @@ from zoo.activations import polycom
 from zoo.activations.polycom import eager
 from zoo.errors import KernelError, ZooError
 from zoo.kernels import cpu, use_cpu_library
+from zoo.losses import comp_sum
+from zoo.losses.comp_sum import eager as comp_sum_eager
 from zoo.norms import evonorm
 from zoo.norms.evonorm import eager as evonorm_eager
 
@@ -37,8 +39,10 @@ ROOT = Path(__file__).resolve().parents[1]
 OPS = (
     *(f"{op}{suffix}" for op in ("poly_relu", "poly_norm", "poly_norm_mul") for suffix in ("", "_backward")),
     *("evonorm_s", "evonorm_s_backward", "evonorm_moments", "evonorm_b_apply", "evonorm_b_sums", "evonorm_b_grad"),
+    *("comp_sum", "comp_sum_backward"),
 )
 MAPS = ((2, 6, 5), (1, 40, 99), (3, 8, 1), (0, 4, 9))  # [N, C, L]
+SCORES = ((7, 3, 1), (5, 1000, 1), (2, 4099, 1), (3, 21, 150), (1, 130, 5), (0, 9, 1))  # [B, C, S]
 EPS = 1e-6
 SHAPES = ((1, 3), (3, 37), (5, 1000), (2, 4099), (0, 8))  # of one element the gradient is all cancellation
 ORDERS = (1, 2, 3, 5, 7)  # the library has code of its own up to 5
@@ -175,6 +179,28 @@ def compare_evonorm_ops(tally: Tally) -> None:
             )
 
 
+def compare_comp_sum_ops(tally: Tally) -> None:
+    """Both ops against the closed form, with one tau and one a row."""
+    zoo = torch.ops.zoo
+    for dtype, shape, tau in itertools.product(TOLERANCES, SCORES, (0.0, 1.0, 1.7, None)):
+        what = f"{dtype} {list(shape)}, tau {'of rows' if tau is None else tau}"
+        rows = (shape[0], shape[2])
+        compute = torch.promote_types(dtype, torch.float32)
+        scores, grad = _values(1, *shape, dtype=dtype), _values(2, *rows, dtype=compute)
+        target = torch.arange(rows[0] * rows[1]).reshape(rows) * 7 % shape[1]
+        target.view(-1)[3::4] = -100
+        taus = _values(3, *rows, dtype=compute).abs() if tau is None else None
+        rest = (taus, tau or 0.0, 3.0, -100)
+        loss, statistics = zoo.comp_sum(scores, target, *rest)
+        expected = comp_sum_eager.comp_sum_forward(scores, target, *rest)
+        tally.compare(f"comp_sum, {what}", (loss, *statistics), (expected[0], *expected[1]))
+        ours, wanted = (
+            op(grad / 64, scores, target, statistics, *rest)  # a slope of tau = 0 leaves half precision
+            for op in (zoo.comp_sum_backward, comp_sum_eager.comp_sum_backward)
+        )
+        tally.compare(f"comp_sum_backward, {what}", [ours], [wanted])
+
+
 def check_gradients() -> None:
     """What torch asks of an op, and gradients against differences."""
     x, weight, bias = (
@@ -196,6 +222,12 @@ def check_gradients() -> None:
     ):
         assert torch.autograd.gradcheck(function, (x, v, weight))
         assert torch.autograd.gradgradcheck(function, (x, v, weight))
+    scores, target = _values(1, 5, 4, dtype=torch.float64).requires_grad_(), torch.tensor([0, 3, -100, 1, 2])
+    arguments = (scores[..., None], target[:, None], None, 1.7, float("inf"), -100)
+    torch.library.opcheck(torch.ops.zoo.comp_sum.default, arguments)
+    for tau in (0.0, 1.0, 1.7):
+        assert torch.autograd.gradcheck(lambda z, tau=tau: comp_sum.comp_sum_loss(z, target, tau), scores)
+        assert torch.autograd.gradgradcheck(lambda z, tau=tau: comp_sum.comp_sum_loss(z, target, tau), scores)
 
 
 def check_here(library: Path) -> dict[str, object]:
@@ -208,6 +240,7 @@ def check_here(library: Path) -> dict[str, object]:
     tally = Tally()
     compare_ops(tally)
     compare_evonorm_ops(tally)
+    compare_comp_sum_ops(tally)
     check_gradients()
     return {"torch": torch.__version__, "count": tally.count, "worst": tally.worst, "digest": tally.digest}
 

@@ -30,11 +30,11 @@ from zoo.kernels import launch, nvrtc
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts/bench/results"
-FAMILIES = ("scripts.bench.polycom_gpu", "scripts.bench.evonorm_gpu")
+FAMILIES = ("scripts.bench.polycom_gpu", "scripts.bench.evonorm_gpu", "scripts.bench.comp_sum_gpu")
 """Modules with `units()`, `checks(device)` and `benchmarks()`."""
 
 _SECONDS = 450.0  # of the eight minutes, for everything
-_TEST_PATHS = ("tests/kernels", "tests/activations", "tests/norms")
+_TEST_PATHS = ("tests/kernels", "tests/activations", "tests/norms", "tests/losses")
 
 
 def compile_units(families: list[Any]) -> dict[str, Any]:

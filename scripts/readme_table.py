@@ -26,7 +26,7 @@ def table() -> str:
     for row in sorted(rows(), key=lambda row: (zoo.registry.KINDS.index(row.kind), row.name)):
         if row.dist == "paperzoo" and row.paper is not None:
             paper = PAPERS[row.paper]
-            source = f"[{paper.authors} {paper.year}]({paper.url}), {row.equations}"
+            source = paper.cited(row.equations)
             cls = row.target.rpartition(":")[2]
             lines.append(f"| {row.kind} | `{row.name}` | {row.summary} | `zoo.{cls}` | {source} |")
     return "\n".join(lines) + "\n"

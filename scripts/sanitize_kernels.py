@@ -82,10 +82,31 @@ def evonorm(folder: Path) -> None:
                             y.float().sum().backward()
 
 
+def comp_sum(folder: Path) -> None:
+    """Every kernel of the comp-sum losses: ragged rows, planes, ignored targets and wrong ones, every schedule."""
+    import torch
+
+    from tests.implementations import emulated_kernels
+    from zoo.kernels.emulation import SCHEDULES, EmulatedMachine
+    from zoo.losses.comp_sum.ops import comp_sum_backward, comp_sum_forward
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for schedule in SCHEDULES.values():
+            with emulated_kernels(EmulatedMachine(folder, schedule, sanitize=True)):
+                for shape in ((3, 1, 1), (9, 37, 1), (3, 2051, 1), (2, 17001, 1), (2, 5, 41), (1, 130, 7)):
+                    scores, target = torch.randn(shape).to(dtype), torch.randint(shape[1], (shape[0], shape[2]))
+                    target.view(-1)[:2] = torch.tensor([-100, shape[1]])
+                    taus = torch.rand(target.shape)
+                    for given in (None, taus):
+                        loss, statistics = comp_sum_forward(scores, target, given, 1.5, 2.0, -100)
+                        comp_sum_backward(torch.ones_like(loss), scores, target, statistics, given, 1.5, 2.0, -100)
+
+
 TARGETS: list[tuple[str, Target]] = [
     ("selftest", selftest),
     ("polycom", polycom),
     ("evonorm", evonorm),
+    ("comp_sum", comp_sum),
 ]
 
 

@@ -5,6 +5,7 @@ To add a component, add its row to `zoo/catalog.py` and a case here; nothing els
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,8 +54,15 @@ class Case:
     def __str__(self) -> str:
         return f"{self.name}-{self.label}" if self.label else self.name
 
+    @property
+    def placed(self) -> bool:
+        """Whether the constructor takes device and dtype: not that of a loss without parameters, as in torch.nn."""
+        return "dtype" in inspect.signature(zoo.get(self.kind, self.name)).parameters  # type: ignore[arg-type]
+
     def build(self, **more: Any) -> torch.nn.Module:
         """The component, with further constructor arguments."""
+        if not self.placed:
+            more = {name: value for name, value in more.items() if name not in ("device", "dtype")}
         return zoo.create(self.kind, self.name, **{**self.kwargs, **more})  # type: ignore[arg-type]
 
     def arguments(self, dtype: torch.dtype = torch.float64, make: Inputs | None = None) -> tuple[Any, ...]:
@@ -111,7 +119,44 @@ def _conditional(label: str, variant: str, state: dict[str, Shape]) -> Case:
     return Case("norm", "conditional_evonorm", inputs, state, _MAPS, arguments, label, empty, vmap=False, loose=4.0)
 
 
+def _scored(*shape: int, classes: int = 0) -> Inputs:
+    """Scores or features, and a class for each row; the second axis holds the classes unless they are counted."""
+
+    def make(generator: torch.Generator) -> tuple[Any, ...]:
+        rows = shape[:-1] if classes else shape[:1] + shape[2:]
+        return *floats(shape)(generator), torch.randint(classes or shape[1], rows, generator=generator)
+
+    return make
+
+
+def _comp_sum(name: str, label: str = "", shape: Shape = (4, 5), **more: Any) -> Case:
+    arguments = {"reduction": "none", **more}
+    # of [N, C, d] one sample is [C, d], which is [N, C] to the loss
+    return Case(
+        "loss", name, _scored(*shape), {"tau_state": ()}, shape[:1] + shape[2:], arguments, label, vmap=len(shape) == 2
+    )
+
+
 CASES: tuple[Case, ...] = (
+    _comp_sum("comp_sum", tau=1.3),
+    _comp_sum("comp_sum", "cross_entropy_image", (2, 3, 2, 4), tau=1.0),
+    _comp_sum("comp_sum", "rho_logistic", tau=0.0, aux="rho_logistic", rho=0.5),
+    _comp_sum("comp_sum", "formula", tau=0.5, max_weight=4.0, backend="eager"),
+    _comp_sum("comp_sum", "smoothed", tau=1.2, label_smoothing=0.2),
+    _comp_sum("sum_exponential"),
+    _comp_sum("logistic"),
+    _comp_sum("gce"),
+    _comp_sum("alpha_loss", alpha=0.8),
+    _comp_sum("mae"),
+    Case(
+        "loss",
+        "linear_comp_sum",
+        _scored(4, 6, classes=5),
+        {"tau_state": (), "linear.weight": (5, 6), "linear.bias": (5,)},
+        (4,),
+        {"in_features": 6, "num_classes": 5, "tau": 1.3, "bias": True, "reduction": "none", "chunk_size": 3},
+        loose=4.0,
+    ),
     *(_evonorm(f"evonorm_{variant}") for variant in ("b0", "b1", "b2", "s0", "s1", "s2", "s0a", "s1a", "s2a")),
     _evonorm("evonorm_s0a", "linear", apply_act=False, state=_AFFINE),
     _evonorm("evonorm_s0", "affine_only", apply_act=False, state=_AFFINE),

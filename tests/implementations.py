@@ -13,6 +13,9 @@ import torch
 from zoo.activations.polycom import cuda, eager, functional
 from zoo.kernels import use_cpu_library
 from zoo.kernels.emulation import SCHEDULES, EmulatedMachine, emulated
+from zoo.losses.comp_sum import cuda as comp_sum_cuda
+from zoo.losses.comp_sum import eager as comp_sum_eager
+from zoo.losses.comp_sum import functional as comp_sum_functional
 from zoo.norms.evonorm import cuda as evonorm_cuda
 from zoo.norms.evonorm import eager as evonorm_eager
 from zoo.norms.evonorm import functional as evonorm_functional
@@ -26,6 +29,7 @@ EVONORM_OPS = {
         for name in ("evonorm_s_backward", "evonorm_moments", "evonorm_b_apply", "evonorm_b_sums", "evonorm_b_grad")
     },
 }
+COMP_SUM_OPS = {"comp_sum": "comp_sum_forward", "comp_sum_backward": "comp_sum_backward"}
 
 IMPLEMENTATIONS = (
     "formula",
@@ -54,6 +58,7 @@ def closed_form() -> dict[str, Callable[..., Any]]:
     """The families' `eager.py` as implementation of their ops."""
     return {
         **{op: getattr(evonorm_eager, name) for op, name in EVONORM_OPS.items()},
+        **{op: getattr(comp_sum_eager, name) for op, name in COMP_SUM_OPS.items()},
         "poly_relu": eager.poly_relu_forward,
         "poly_relu_backward": eager.poly_relu_backward,
         "poly_norm": eager.poly_norm_forward,
@@ -71,6 +76,7 @@ def kernels() -> dict[str, Callable[..., Any]]:
     """The host code of the CUDA kernels."""
     return {
         **{op: getattr(evonorm_cuda, name) for op, name in EVONORM_OPS.items()},
+        **{op: getattr(comp_sum_cuda, name) for op, name in COMP_SUM_OPS.items()},
     } | {
         f"{op}{suffix}": getattr(cuda, f"{op}{host}")
         for op in POLYCOM_OPS
@@ -98,6 +104,7 @@ def running_on(implementation: str, folder: Path) -> Iterator[None]:
             patch = stack.enter_context(pytest.MonkeyPatch.context())
             patch.setattr(functional, "_use_formula", lambda *_: True)
             patch.setattr(evonorm_functional, "prefers_formula", lambda *_: True)
+            patch.setattr(comp_sum_functional, "prefers_formula", lambda *_: True)
         elif implementation == "closed_form":
             stack.enter_context(registered(closed_form()))
         elif implementation == "native":

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.bench import _timing, evonorm, evonorm_batch, polycom, polycom_lm
+from scripts.bench import _timing, comp_sum, evonorm, evonorm_batch, polycom, polycom_lm
+from zoo.losses import comp_sum_loss
 
 RESULTS = Path(__file__).parents[1] / "scripts/bench/results"
 
@@ -73,6 +74,65 @@ def test_speed_script_of_evonorm_times_nothing_when_ours_is_wrong(
     out = tmp_path / "evonorm.json"
     assert evonorm.main(["--quick", "--out", str(out)]) == 1
     assert not out.exists()
+
+
+@pytest.mark.usefixtures("threads")
+def test_speed_script_of_comp_sum_measures_and_records(tmp_path: Path) -> None:
+    out = tmp_path / "comp_sum.json"
+    assert comp_sum.main(["--quick", "--rounds", "2", "--out", str(out)]) == 0
+    record = json.loads(out.read_text())
+    assert len(record["results"]) == 8
+    for case in record["results"]:
+        assert case["rivals"]["ours"]["ratio_to_ours"] == 1
+        assert comp_sum.COMPILED in case["skipped"]
+        if case["op"] == "comp_sum" and case["shape"] == [64, 50]:
+            assert {"softmax", "one_hot"} <= set(case["rivals"])
+            assert case["rivals"]["ours"]["peak_over_scores"] < 1.2
+            # log-probabilities, their gradient and that of the scores
+            assert case["rivals"]["cross_entropy"]["peak_over_scores"] == pytest.approx(3, abs=0.01)
+    assert {promise["met"] for promise in record["acceptance"]} == {None}  # not at this size
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("name", ["comp_sum_loss", "linear_comp_sum_loss"])
+def test_speed_script_of_comp_sum_times_nothing_when_ours_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    right = getattr(comp_sum, name)
+    monkeypatch.setattr(comp_sum, name, lambda *inputs: 1.001 * right(*inputs))
+    out = tmp_path / "comp_sum.json"
+    assert comp_sum.main(["--quick", "--out", str(out)]) == 1
+    assert not out.exists()
+
+
+def test_rivals_of_comp_sum_are_the_same_loss() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores, target = torch.randn(6, 5, 3, generator=generator), torch.randint(5, (6, 3), generator=generator)
+    for tau in comp_sum.TAUS:
+        losses = comp_sum.rivals(comp_sum.Case("comp_sum", (6, 5, 3), torch.float32, tau))
+        for name in ("softmax", "one_hot"):
+            torch.testing.assert_close(losses[name](scores, target), comp_sum_loss(scores, target, tau))
+
+
+def test_promises_of_comp_sum_are_those_of_what_ran() -> None:
+    def row(case: comp_sum.Case, ratio: float, ours: float, theirs: float) -> dict:
+        rivals = {"ours": {"median_ms": ours, "peak_over_scores": 1.2}}
+        rivals["cross_entropy"] = {"ratio_to_ours": ratio, "median_ms": theirs}
+        return {**case.facts(), "rivals": rivals}
+
+    cases = [comp_sum.Case("comp_sum", shape, torch.float32, 1.0) for shape in comp_sum.SHAPES[:4]]
+    results = [
+        row(cases[0], 2.0, 1.0, 2.0),
+        row(cases[1], 0.5, 2.0, 1.0),  # twice the time, and a millisecond
+        row(cases[2], 0.8, 1.25, 1.0),
+        row(cases[3], 0.5, 0.18, 0.09),  # twice the time, but 90 microseconds
+    ]
+    native = comp_sum.acceptance(results, native=True)
+    first = [promise["met"] for promise in native if str(cases[0].facts()["shape"]) in promise["claim"]]
+    assert first == [True, False, None, None]
+    small = [promise["met"] for promise in native if "0.1 ms more" in promise["claim"]]
+    assert small == [False, True, True, None, None, None, None, None]
+    assert len(comp_sum.acceptance(results, native=False)) == 6
 
 
 def test_verdicts_follow_from_the_rows() -> None:

@@ -17,22 +17,26 @@ CONFIGS = {name: path for name, path in shipped_configs().items() if not name.st
 PARTS = {name: path for name, path in shipped_configs().items() if name.startswith("_")}
 PAPER = "lm/paper_1b_polynorm"  # too large to step here
 IMAGENET = "classify/imagenet_r50_evonorm_s0"  # likewise
+WIDE = "robust/paper_wrn28"  # likewise
 NORMS = ("evonorm_s0", "evonorm_b0", "bn_relu", "gn_relu")
 BATCHES = (1, 2, 32)
 SWEEP = {f"classify/shapes_{norm}_b{batch}": (norm, batch) for norm in NORMS for batch in BATCHES}
 
 # A step of each norm is enough: the twelve differ in nothing else, see test_sweep_differs_in_layers_and_batch_alone.
-STEPPED = sorted(set(CONFIGS) - {PAPER, IMAGENET} - {name for name, (_, batch) in SWEEP.items() if batch != 2})
+STEPPED = sorted(set(CONFIGS) - {PAPER, IMAGENET, WIDE} - {name for name, (_, batch) in SWEEP.items() if batch != 2})
 
-# What a laptop needs to take a step of a config made for a GPU.
+# Of ten pictures in each split; resized_crop keeps nothing in the cache.
+FEW_PICTURES = ["--data.batch_size=2", "--data.augment=resized_crop"]
+HELD_OUT = [*FEW_PICTURES, "--data.holdout=4", "--data.limit=6"]
+LAPTOP = ["--trainer.accelerator=cpu", "--trainer.precision=32-true"]
+METHODS = ("advcompsum", "trades", "pgd_at")
+
+# What a laptop needs to take a step of a config made for a GPU, or for pictures that are not there.
 ON_CPU = {
-    "lm/bytes_gpu_polynorm": ["--trainer.accelerator=cpu", "--trainer.precision=32-true", "--data.batch_size=1"],
-    "classify/cifar10_evonorm_s0": [
-        "--trainer.accelerator=cpu",
-        "--trainer.precision=32-true",
-        "--data.batch_size=2",
-        "--data.augment=resized_crop",  # which keeps nothing in the cache
-    ],
+    **{f"robust/cifar16_{method}": HELD_OUT for method in METHODS},
+    **{f"robust/cifar10_{method}": [*LAPTOP, *HELD_OUT] for method in METHODS},
+    "lm/bytes_gpu_polynorm": [*LAPTOP, "--data.batch_size=1"],
+    "classify/cifar10_evonorm_s0": [*LAPTOP, *FEW_PICTURES],
 }
 
 
@@ -53,11 +57,11 @@ def write_pictures(root: Path, splits: tuple[str, ...], classes: int, size: int)
 
 @pytest.mark.parametrize("name", STEPPED)
 def test_config_takes_a_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if name == "classify/digits_evonorm_s0":
+    if "digits" in name:
         pytest.importorskip("sklearn", reason="needs the digits extra")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ZOO_DATA", str(tmp_path))
-    if name == "classify/cifar10_evonorm_s0":
+    if "cifar" in name:
         write_pictures(tmp_path / "cifar10_images.tar.xz", ("train", "test"), 10, 32)  # a folder does as well
     quiet = ["--config=_parts/quiet", "--trainer.fast_dev_run=true", "--data.num_workers=0"]
     few = ["--data.length=64", "--data.val_length=64"] if name in SWEEP or name == "gan/shapes_r1" else []
@@ -192,6 +196,32 @@ def test_imagenet_model_builds_at_its_size(
     for pictures in (data.train_set, data.val_set):
         assert pictures.held is None  # ImageNet does not fit the memory
         assert pictures[0][0].shape == (3, 224, 224)
+
+
+def test_wide_network_builds_at_its_size(capsys: pytest.CaptureFixture) -> None:
+    from zoo.tasks import AdversarialClassifier
+
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", f"--config={WIDE}", "--print_config"])
+    assert stop.value.code == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    arguments = resolved["model"]["init_args"]
+    built = {k: v for k, v in arguments.items() if k not in {"optimizer", "lr_scheduler"}}
+    with torch.device("meta"):
+        model = AdversarialClassifier(**built)
+        assert model.net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(36.5e6, rel=0.01)
+    assert any(isinstance(m, torch.nn.SiLU) for m in model.modules())
+    assert resolved["trainer"]["devices"] * resolved["data"]["init_args"]["batch_size"] == 1024
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_robust_configs_of_one_data_set_differ_in_the_loss_alone(method: str) -> None:
+    for data in ("digits", "cifar16", "cifar10"):
+        configs = [yaml.safe_load(CONFIGS[f"robust/{data}_{which}"].read_text()) for which in (method, METHODS[0])]
+        losses = [config["model"]["init_args"].pop("loss") for config in configs]
+        assert configs[0] == configs[1]
+        assert losses[0]["attack"]["eps"] == losses[1]["attack"]["eps"]
 
 
 @pytest.mark.parametrize("given", ["lm/stdlib_relu", "lm/stdlib_relu.yaml", "configs/lm/stdlib_relu.yaml"])

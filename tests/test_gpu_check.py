@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from scripts import gpu_check
-from scripts.bench import _gpu, evonorm_gpu, polycom_gpu
+from scripts.bench import _gpu, comp_sum_gpu, evonorm_gpu, polycom_gpu
 from zoo.kernels import launch
 from zoo.kernels.sources import poly_relu_unit
 
@@ -76,6 +76,49 @@ def test_wrong_kernel_of_evonorm_is_named(name: str, monkeypatch: pytest.MonkeyP
     failed = gpu_check.compare([evonorm_gpu], CPU)["failed"]
     assert len(failed) == 8
     assert all(what.startswith(name) for what in failed)
+
+
+def _few_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comp_sum_gpu, "SHAPES", ((5, 1), (9, 70), (2, 5, 3, 3)))
+
+
+def test_every_check_of_comp_sum_passes_for_what_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    _few_losses(monkeypatch)
+    outcome = gpu_check.compare([comp_sum_gpu], CPU)
+    assert outcome["checks"] == 4 * (3 * 2 + 2)
+    assert outcome["failed"] == {}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda right: lambda *a, **k: right(*a, **k) * (1 + 1e-4),
+        lambda right: lambda scores, *a, **k: right(scores.nan_to_num(0.0, 9.0, -9.0), *a, **k),
+    ],
+    ids=["one part in ten thousand", "infinities made finite"],
+)
+def test_wrong_kernel_of_comp_sum_is_named(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _few_losses(monkeypatch)
+    monkeypatch.setattr(comp_sum_gpu, "comp_sum_loss", wrong(comp_sum_gpu.comp_sum_loss))
+    failed = gpu_check.compare([comp_sum_gpu], CPU)["failed"]
+    assert len(failed) >= 4
+    assert all(what.startswith("comp_sum") for what in failed)
+
+
+def test_comp_sum_is_timed_beside_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comp_sum_gpu, "BENCHMARK_SHAPES", ((4, 64), (2, 3, 4, 4)))
+    found = list(comp_sum_gpu.benchmarks())
+    assert [b.moved for b in found] == [3 * n * e + 40 * rows for n, rows in ((256, 4), (96, 32)) for e in (2, 4)]
+    assert [round(1 / b.target_ratios["cross_entropy"], 3) if b.target_ratios else None for b in found] == [
+        0.55,
+        0.55,
+        None,
+        None,
+    ]
+    for benchmark in found:
+        inputs = benchmark.inputs(CPU)
+        shapes = [call(inputs)[0].shape for name, call in benchmark.rivals.items() if name in ("ours", "cross_entropy")]
+        assert shapes == [inputs[0].shape] * 2
 
 
 def test_promises_of_a_ratio_are_judged(device_clock: None) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 import zoo
 from zoo import registry
-from zoo.catalog import COMPONENTS, PAPERS, ActivationName, LayerName, NormName
+from zoo.catalog import COMPONENTS, PAPERS, ActivationName, LayerName, LossName, NormName
 
 rows = pytest.mark.parametrize("row", COMPONENTS, ids=lambda row: f"{row.kind}-{row.name}")
 
@@ -38,6 +38,7 @@ def test_row_resolves_to_a_documented_exported_class(row: zoo.catalog.Component)
 def test_names_in_signatures_are_the_rows() -> None:
     assert set(get_args(ActivationName)) == set(zoo.list("activation"))
     assert set(get_args(LayerName)) == set(zoo.list("layer"))
+    assert set(get_args(LossName)) == set(zoo.list("loss"))
     assert set(get_args(NormName)) == set(zoo.list("norm"))
 
 

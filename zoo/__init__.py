@@ -28,6 +28,18 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .activations.polycom import PolyReLUNorm as PolyReLUNorm
     from .convert import convert_activation as convert_activation
     from .convert import convert_norm_act as convert_norm_act
+    from .losses import AdvCompSumLoss as AdvCompSumLoss
+    from .losses import AlphaLoss as AlphaLoss
+    from .losses import CompSumLoss as CompSumLoss
+    from .losses import GeneralizedCrossEntropyLoss as GeneralizedCrossEntropyLoss
+    from .losses import LinearCompSumLoss as LinearCompSumLoss
+    from .losses import LogisticLoss as LogisticLoss
+    from .losses import MeanAbsoluteErrorLoss as MeanAbsoluteErrorLoss
+    from .losses import PGDATLoss as PGDATLoss
+    from .losses import PSALLoss as PSALLoss
+    from .losses import SmoothAdversarialCompSumLoss as SmoothAdversarialCompSumLoss
+    from .losses import SumExponentialLoss as SumExponentialLoss
+    from .losses import TradesLoss as TradesLoss
     from .norms import ConditionalEvoNorm2d as ConditionalEvoNorm2d
     from .norms import EvoNorm as EvoNorm
     from .norms import EvoNorm1d as EvoNorm1d
@@ -49,6 +61,9 @@ __version__ = "0.1.0"
 _Names = builtins.list[str]  # `list` is a function of ours here
 
 _lazy = {
+    "AdvCompSumLoss": "losses",
+    "AlphaLoss": "losses",
+    "CompSumLoss": "losses",
     "ConditionalEvoNorm2d": "norms",
     "EvoNorm": "norms",
     "EvoNorm1d": "norms",
@@ -63,6 +78,12 @@ _lazy = {
     "EvoNorm2dS2": "norms",
     "EvoNorm2dS2a": "norms",
     "EvoNorm3d": "norms",
+    "GeneralizedCrossEntropyLoss": "losses",
+    "LinearCompSumLoss": "losses",
+    "LogisticLoss": "losses",
+    "MeanAbsoluteErrorLoss": "losses",
+    "PGDATLoss": "losses",
+    "PSALLoss": "losses",
     "PolyCom": "activations.polycom",
     "PolyFFN": "activations.polycom",
     "PolyNorm": "activations.polycom",
@@ -70,6 +91,9 @@ _lazy = {
     "PolyPReLU": "activations.polycom",
     "PolyReLU": "activations.polycom",
     "PolyReLUNorm": "activations.polycom",
+    "SmoothAdversarialCompSumLoss": "losses",
+    "SumExponentialLoss": "losses",
+    "TradesLoss": "losses",
     "convert_activation": "convert",
     "convert_norm_act": "convert",
     "convert_sync_evonorm": "norms",

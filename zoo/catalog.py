@@ -10,6 +10,20 @@ Kind = Literal["activation", "layer", "norm", "loss", "regularizer", "adapter", 
 # Names a signature completes to in an editor; a test compares them with the rows.
 ActivationName = Literal["polycom", "polynorm", "polyprelu", "polyrelu", "polyrelunorm"]
 LayerName = Literal["poly_ffn", "polynorm_glu"]
+LossName = Literal[
+    "adv_comp_sum",
+    "alpha_loss",
+    "comp_sum",
+    "gce",
+    "linear_comp_sum",
+    "logistic",
+    "mae",
+    "pgd_at",
+    "psal",
+    "smooth_adv_comp_sum",
+    "sum_exponential",
+    "trades",
+]
 NormName = Literal[
     "conditional_evonorm",
     "evonorm",
@@ -39,6 +53,12 @@ class Paper:
     def url(self) -> str | None:
         """Address of the abstract, or None for a paper outside arXiv."""
         return f"https://arxiv.org/abs/{self.arxiv}" if self.arxiv else None
+
+    def cited(self, equations: str = "") -> str:
+        """Authors and year, linked where there is an address, and the place: in Markdown, for tables."""
+        name = f"{self.authors} {self.year}"
+        linked = f"[{name}]({self.url})" if self.url else f"{name}, {self.venue}"
+        return f"{linked}, {equations}" if equations else linked
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +107,54 @@ PAPERS: dict[str, Paper] = {
         year=2020,
         arxiv="2004.02967",
     ),
+    "comp_sum": Paper(
+        title="Cross-Entropy Loss Functions: Theoretical Analysis and Applications",
+        authors="Mao et al.",
+        venue="ICML",
+        year=2023,
+        arxiv="2304.07288",
+    ),
+    "psal": Paper(
+        title="Theoretically Grounded Loss Functions and Algorithms for Adversarial Robustness",
+        authors="Awasthi et al.",
+        venue="AISTATS",
+        year=2023,
+    ),
+    "gce": Paper(
+        title="Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels",
+        authors="Zhang and Sabuncu",
+        venue="NeurIPS",
+        year=2018,
+        arxiv="1805.07836",
+    ),
+    "alpha_loss": Paper(
+        title="A Tunable Loss Function for Robust Classification: Calibration, Landscape, and Generalization",
+        authors="Sypherd et al.",
+        venue="IEEE Transactions on Information Theory",
+        year=2022,
+        arxiv="1906.02314",
+    ),
+    "mae": Paper(
+        title="Robust Loss Functions under Label Noise for Deep Neural Networks",
+        authors="Ghosh et al.",
+        venue="AAAI",
+        year=2017,
+        arxiv="1712.09482",
+    ),
+    "trades": Paper(
+        title="Theoretically Principled Trade-off between Robustness and Accuracy",
+        authors="Zhang et al.",
+        venue="ICML",
+        year=2019,
+        arxiv="1901.08573",
+    ),
+    "pgd_at": Paper(
+        title="Towards Deep Learning Models Resistant to Adversarial Attacks",
+        authors="Madry et al.",
+        venue="ICLR",
+        year=2018,
+        arxiv="1706.06083",
+    ),
 }
 
 _ALL_FLOATS = ("float64", "float32", "bfloat16", "float16")
@@ -126,6 +194,34 @@ def _evonorm(name: str, cls: str, summary: str, equations: str = "table of layer
     )
 
 
+def _comp_sum(name: str, cls: str, summary: str, paper: str = "comp_sum", equations: str = "") -> Component:
+    return Component(
+        name=name,
+        kind="loss",
+        target=f"zoo.losses.comp_sum:{cls}",
+        summary=summary,
+        paper=paper,
+        equations=equations,
+        tags=_LANGUAGE,
+        dtypes=_ALL_FLOATS,
+        grad_order=2,
+        backends=_KERNELS,
+    )
+
+
+def _adversarial(name: str, cls: str, summary: str, paper: str, equations: str = "") -> Component:
+    return Component(
+        name=name,
+        kind="loss",
+        target=f"zoo.losses.adversarial:{cls}",
+        summary=summary,
+        paper=paper,
+        equations=equations,
+        tags=frozenset({"vision", "adversarial"}),
+        grad_order=2,
+    )
+
+
 COMPONENTS: tuple[Component, ...] = (
     _polycom("polyrelu", "activation", "PolyReLU", "learned polynomial of relu(x)", "eq. 2"),
     _polycom("polynorm", "activation", "PolyNorm", "learned sum of separately normalised powers of x", "eq. 3"),
@@ -145,4 +241,21 @@ COMPONENTS: tuple[Component, ...] = (
     _evonorm("evonorm_s2a", "EvoNorm2dS2a", "S2 with timm's eps, normalising also without activation", "timm"),
     _evonorm("evonorm", "EvoNorm", "any of B0 to S2 on inputs of any rank"),
     _evonorm("conditional_evonorm", "ConditionalEvoNorm2d", "EvoNorm scaled and shifted by a condition", "BigGAN"),
+    _comp_sum("comp_sum", "CompSumLoss", "((1/p)^(1 - tau) - 1) / (1 - tau): the family, by tau"),
+    _comp_sum("linear_comp_sum", "LinearCompSumLoss", "a linear layer and its loss, without all scores at once"),
+    _comp_sum("sum_exponential", "SumExponentialLoss", "1/p - 1, tau = 0"),
+    _comp_sum("logistic", "LogisticLoss", "-log p, cross-entropy, tau = 1"),
+    _comp_sum("gce", "GeneralizedCrossEntropyLoss", "(1 - p^q) / q, tau = 1 + q", "gce", "eq. 6"),
+    _comp_sum("alpha_loss", "AlphaLoss", "alpha / (alpha - 1) (1 - p^(1 - 1/alpha)), tau = 2 - 1/alpha", "alpha_loss"),
+    _comp_sum("mae", "MeanAbsoluteErrorLoss", "1 - p, tau = 2", "mae"),
+    _adversarial(
+        "smooth_adv_comp_sum",
+        "SmoothAdversarialCompSumLoss",
+        "comp-sum loss plus nu times how far an attack moves the score differences",
+        "comp_sum",
+    ),
+    _adversarial("adv_comp_sum", "AdvCompSumLoss", "the same with the squared norm: ADV-COMP-SUM", "comp_sum"),
+    _adversarial("psal", "PSALLoss", "sum of log2(1 + exp(-difference / rho)) plus the squared norm", "psal"),
+    _adversarial("trades", "TradesLoss", "cross-entropy plus beta KL(clean, attacked)", "trades"),
+    _adversarial("pgd_at", "PGDATLoss", "cross-entropy of attacked inputs", "pgd_at", "eq. 2.1"),
 )

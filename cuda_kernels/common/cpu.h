@@ -233,23 +233,23 @@ inline void store(S* p, Vector<compute_t<S>> v, int count) {
   std::memcpy(p, values, count * sizeof(S));
 }
 
-// The vector where elements exist, and 0 beyond, whatever was computed from the zeros there.
+// The vector where elements exist and `beyond` behind them, whatever was computed from the zeros there.
 template <class S>
-inline Vector<compute_t<S>> existing(Vector<compute_t<S>> v, All) {
+inline Vector<compute_t<S>> existing(Vector<compute_t<S>> v, All, Vector<compute_t<S>> = {}) {
   return v;
 }
 template <class S>
-inline Vector<compute_t<S>> existing(Vector<compute_t<S>> v, int count) {
+inline Vector<compute_t<S>> existing(Vector<compute_t<S>> v, int count, Vector<compute_t<S>> beyond = {}) {
   using C = compute_t<S>;
 #ifdef __AVX2__
   using Bits = typename Register<C>::mask;
   constexpr bool alternate = std::is_same_v<S, bf16>;
   const int low = alternate ? (count + 1) / 2 : count, high = alternate ? count / 2 : count - Vector<C>::lanes / 2;
-  return select({(Bits)first<C>(low), (Bits)first<C>(high)}, v, Vector<C>{});
+  return select({(Bits)first<C>(low), (Bits)first<C>(high)}, v, beyond);
 #else
   C ones[Vector<C>::lanes] = {};
   for (int i = 0; i < count; ++i) ones[place<S>(i)] = 1;
-  return select(load(ones) == C(1), v, Vector<C>{});
+  return select(load(ones) == C(1), v, beyond);
 #endif
 }
 
@@ -331,6 +331,39 @@ inline typename Register<C>::type sigmoid_of(typename Register<C>::type x) {
 template <class C>
 inline Vector<C> sigmoid(Vector<C> x) {
   return {sigmoid_of<C>(x.low), sigmoid_of<C>(x.high)};
+}
+
+// Where n, rounded, still leaves half of 2^n a normal number: e^x is 1.42 times the smallest one.
+template <class C>
+constexpr C kLeastExponent = std::is_same_v<C, float> ? C(-86.985) : C(-708.043);
+
+// e^x within two places, inf where it overflows and 0 where x < least: denormal numbers are slow on many processors. A
+// caller that multiplies the result asks for a larger `least` than kLeastExponent.
+template <class C>
+inline typename Register<C>::type exponential_of(typename Register<C>::type x, typename Register<C>::type least) {
+  using Part = typename Register<C>::type;
+  using Bits = typename Register<C>::mask;
+  using E = Exponential<C>;
+  constexpr C shift = std::is_same_v<C, float> ? C(0x1.8p23 + 127 - 1) : C(0x1.8p52 + 1023 - 1);
+  constexpr C most = std::is_same_v<C, float> ? C(89) : C(710);  // whose power of two still has an exponent
+  const Part bounded = smaller_part(most + Part{}, x);           // a NaN stays
+  const Part shifted = bounded * E::log2e + shift, n = shifted - shift;
+  const Part r = (n * E::ln2_high - bounded) + n * E::ln2_low;
+  const Part square = r * r;
+  constexpr int last = sizeof(E::q) / sizeof(C) - 2;
+  Part q = r * E::q[last + 1] + E::q[last];
+#pragma GCC unroll 16
+  for (int k = last - 2; k >= 0; k -= 2) q = q * square + (r * E::q[k + 1] + E::q[k]);
+  const Part w = q * square - r;
+  // Half of 2^n, which is finite for every x, times twice 1 + w, which overflows where e^x does.
+  const Part half_power = reinterpret_cast<Part>(reinterpret_cast<Bits>(shifted) << E::bits);
+  const Part result = (w + w + C(2)) * half_power;
+  return x < least ? Part{} : result;
+}
+
+template <class C>
+inline Vector<C> exponential(Vector<C> x, Vector<C> least) {
+  return {exponential_of<C>(x.low, least.low), exponential_of<C>(x.high, least.high)};
 }
 
 }  // namespace zoo::cpu

@@ -83,7 +83,7 @@ def components() -> str:
     for row in sorted(rows, key=lambda row: (registry.KINDS.index(row.kind), row.name)):
         module, _, cls = row.target.partition(":")
         paper = PAPERS.get(row.paper or "")
-        source = f"[{paper.authors} {paper.year}]({paper.url}), {row.equations}" if paper else ""
+        source = paper.cited(row.equations) if paper else ""
         body.append([row.kind, f"`{row.name}`", row.summary, f"{{py:class}}`{cls} <{module}.{cls}>`", source])
     return markdown(["kind", "name", "what", "class", "paper"], body)
 

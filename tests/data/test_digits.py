@@ -61,11 +61,49 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
         Digits().setup("fit")
 
 
+def test_the_split_may_lie_elsewhere() -> None:
+    pytest.importorskip("sklearn", reason="needs the digits extra")
+    usual, other = Digits(), Digits(train_size=1297)
+    assert (len(other.train_set), len(other.val_set)) == (1297, 500)
+    assert torch.equal(other.val_set.tensors[0], usual.val_set.tensors[0][97:])
+    assert torch.equal(other.train_set.tensors[1][:TRAINING], usual.train_set.tensors[1])
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.6])
+def test_noise_replaces_training_labels_by_each_other_class_equally(rate: float) -> None:
+    pytest.importorskip("sklearn", reason="needs the digits extra")
+    clean = Digits(train_size=1700)
+    truth = clean.train_set.tensors[1]
+    moves = torch.zeros(10, dtype=torch.long)
+    for seed in range(20):
+        noisy = Digits(train_size=1700, label_noise=rate, noise_seed=seed)
+        assert torch.equal(noisy.train_set.tensors[0], clean.train_set.tensors[0])
+        assert torch.equal(noisy.val_set.tensors[1], clean.val_set.tensors[1])
+        moves += ((noisy.train_set.tensors[1] - truth) % 10).bincount(minlength=10)
+    share = moves / moves.sum()
+    assert share[0].item() == pytest.approx(1 - rate, abs=0.01)  # 34,000 labels: a standard error of 0.003
+    assert share[1:].tolist() == pytest.approx([rate / 9] * 9, abs=0.005)
+
+
+def test_noise_depends_on_its_seed_alone() -> None:
+    pytest.importorskip("sklearn", reason="needs the digits extra")
+    labels = [
+        Digits(seed=seed, label_noise=0.5, noise_seed=noise_seed).train_set.tensors[1]
+        for seed, noise_seed in ((0, 0), (1, 0), (0, 1))
+    ]
+    assert torch.equal(labels[0], labels[1])
+    assert not torch.equal(labels[0], labels[2])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"batch_size": 0}, "Digits: batch_size must be at least 1, got 0"),
         ({"num_workers": -1}, "Digits: num_workers must not be negative, got -1"),
+        ({"train_size": 0}, "Digits: train_size must leave some of the 1797 pictures for each split, got 0"),
+        ({"train_size": 1797}, "Digits: train_size must leave some of the 1797 pictures for each split, got 1797"),
+        ({"label_noise": -0.1}, "Digits: label_noise must lie in [0, 1), got -0.1"),
+        ({"label_noise": 1.0}, "Digits: label_noise must lie in [0, 1), got 1.0"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:

@@ -109,6 +109,68 @@ def test_a_limit_takes_a_balanced_beginning(root: Path) -> None:
     assert len(small(root, limit=99).train_set) == 9
 
 
+def test_held_out_pictures_validate_and_do_not_train(root: Path) -> None:
+    held = small(root, holdout=4)
+    assert torch.equal(stacked(held, "val"), expected([f"train/{name}.png" for name in TURNS[:4]]))
+    assert torch.equal(stacked(held), expected([f"train/{name}.png" for name in TURNS[4:]]))
+    assert torch.equal(stacked(small(root, holdout=4, limit=2)), stacked(held)[:2])
+    assert torch.equal(stacked(small(root, holdout=4, limit=2), "val"), stacked(held, "val"))
+    test = torch.cat([pictures for pictures, _ in held.test_dataloader()])
+    assert torch.equal(test, stacked(small(root), "val"))
+    assert torch.equal(torch.cat([pictures for pictures, _ in held.predict_dataloader()]), test)
+    validated = torch.cat([pictures for pictures, _ in held.val_dataloader()])
+    assert torch.equal(validated, stacked(held, "val"))
+    with pytest.raises(DataError, match="holdout must leave some of the 9 pictures below train, got 9"):
+        small(root, holdout=9).setup()
+
+
+def test_the_cache_knows_what_is_held_out(root: Path, cache: Path) -> None:
+    first = {holdout: (stacked(data := small(root, holdout=holdout)), stacked(data, "val")) for holdout in (0, 3, 4)}
+    files = len(list(cache.iterdir()))
+    assert files == 3
+    for holdout, (train, val) in first.items():
+        again = small(root, holdout=holdout)
+        again.setup()
+        assert not again.train_set.entries  # from the cache
+        assert torch.equal(stacked(again), train)
+        assert torch.equal(stacked(again, "val"), val)
+        assert len(again.test_set) == 4
+    assert len(list(cache.iterdir())) == files
+
+
+def test_without_holdout_the_test_pictures_validate(root: Path) -> None:
+    data = small(root)
+    assert data.test_set is data.val_set
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_held_out_pictures_are_not_augmented(packed: bool, root: Path, tmp_path: Path) -> None:
+    where = write_archive(tmp_path / "a.tar", contents(), "w") if packed else root
+    data = small(where, augment="resized_crop", holdout=3)  # which decodes one by one
+    assert torch.equal(stacked(data, "val"), expected([f"train/{name}.png" for name in TURNS[:3]]))
+
+
+def test_flip_mirrors_half_of_the_pictures_and_changes_nothing_else(root: Path) -> None:
+    plain, data = stacked(small(root)), small(root, augment="flip")
+    mirrored = 0
+    for epoch in range(40):
+        data.train_set.set_epoch(epoch)
+        for before, after in zip(plain, stacked(data), strict=True):
+            flipped = torch.equal(after, before.flip(-1))
+            assert flipped or torch.equal(after, before)
+            mirrored += flipped
+    assert 140 < mirrored < 220  # of 360: four standard errors
+
+
+def test_half_the_size_is_an_average_that_knows_of_every_pixel(tmp_path: Path) -> None:
+    """Resizing to half filters before it samples: a fine check pattern becomes grey, not black or white."""
+    board = Image.new("RGB", (16, 16))
+    board.putdata([(255, 255, 255) if (x + y) % 2 else (0, 0, 0) for y in range(16) for x in range(16)])
+    files = {f"{split}/{label}/0.png": encoded(board) for split in COUNTS for label in CLASSES}
+    halved = stacked(small(write_folder(tmp_path / "board", files), size=8))
+    assert (halved - 0.5).abs().max() < 0.05
+
+
 @pytest.mark.parametrize(("name", "mode"), [("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.tar.xz", "w:xz")])
 def test_an_archive_holds_what_the_folder_does(name: str, mode: str, root: Path, tmp_path: Path) -> None:
     before = set(tmp_path.rglob("*"))
@@ -193,7 +255,7 @@ def test_the_middle_is_taken(tmp_path: Path) -> None:
     assert stacked(data).max() == 0
 
 
-@pytest.mark.parametrize("augment", ["crop", "resized_crop"])
+@pytest.mark.parametrize("augment", ["flip", "crop", "resized_crop"])
 def test_augmentation_is_a_function_of_seed_epoch_and_index(augment: str, root: Path) -> None:
     def epochs(**options: object) -> list[Tensor]:
         loader = small(root, augment=augment, batch_size=3, **options).train_dataloader()
@@ -381,7 +443,11 @@ def test_a_relative_root_is_looked_for_here_then_in_zoo_data(
         ({"batch_size": 0}, "ImageFolder: batch_size must be at least 1, got 0"),
         ({"limit": 0}, "ImageFolder: limit must be at least 1, got 0"),
         ({"num_workers": -1}, "ImageFolder: num_workers must not be negative, got -1"),
-        ({"augment": "flip"}, "ImageFolder: augment must be none, crop or resized_crop, got 'flip'"),
+        (
+            {"augment": "mirror"},
+            "ImageFolder: augment must be one of none, flip, crop, resized_crop, got 'mirror'",
+        ),
+        ({"holdout": -1}, "ImageFolder: holdout must not be negative, got -1"),
         ({"std": (1, 1)}, "ImageFolder: mean and std must be 3 numbers, std positive, got (0.0, 0.0, 0.0) and (1, 1)"),
         ({"centre_share": 0}, "ImageFolder: centre_share must lie in (0, 1], got 0"),
         ({"val": "../val"}, "ImageFolder: val must name a folder beside train, got '../val'"),

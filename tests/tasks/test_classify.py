@@ -14,7 +14,7 @@ from zoo import PolyReLU
 from zoo.cli import main
 from zoo.errors import DataError
 from zoo.norms import EvoNorm2d
-from zoo.tasks import ImageClassifier
+from zoo.tasks import ImageClassifier, PreActResNet18
 
 
 def test_components_are_built_at_every_place() -> None:
@@ -65,6 +65,21 @@ def test_the_network_sees_centred_pictures() -> None:
     torch.testing.assert_close(model(pictures), model.net((pictures - 0.5) / 0.25))
 
 
+def test_each_channel_may_have_its_own_mean_and_std() -> None:
+    mean, std = [0.1, 0.5, 0.9], [0.5, 0.25, 1.0]
+    model = ImageClassifier(num_classes=3, width=8, mean=mean, std=std).eval()
+    pictures = torch.rand(2, 3, 16, 16)
+    centred = torch.stack([(pictures[:, c] - mean[c]) / std[c] for c in range(3)], 1)
+    torch.testing.assert_close(model(pictures), model.net(centred))
+    assert not {"mean", "std"} & set(model.state_dict())  # as before there were any
+
+
+def test_a_network_of_ours_goes_by_name() -> None:
+    model = ImageClassifier(num_classes=3, in_channels=1, backbone={"name": "mlp", "size": 8, "hidden": [4]})
+    assert model(torch.rand(2, 1, 8, 8)).shape == (2, 3)
+    assert isinstance(ImageClassifier(backbone="preact_resnet18").net, PreActResNet18)
+
+
 def test_data_of_other_channels_are_refused() -> None:
     model = ImageClassifier(num_classes=10)
     model.trainer = SimpleNamespace(datamodule=SimpleNamespace(num_classes=10, channels=1))  # type: ignore[assignment]
@@ -77,6 +92,7 @@ def test_data_of_other_channels_are_refused() -> None:
 def test_loss_follows_the_labels() -> None:
     assert isinstance(ImageClassifier().loss, nn.CrossEntropyLoss)
     assert isinstance(ImageClassifier(multi_label=True).loss, nn.BCEWithLogitsLoss)
+    assert ImageClassifier(loss={"name": "comp_sum", "tau": 1.7}).loss.tau == 1.7
     given = ImageClassifier(loss={"class_path": "torch.nn.CrossEntropyLoss", "init_args": {"label_smoothing": 0.1}})
     assert given.loss.label_smoothing == 0.1
 
@@ -87,6 +103,9 @@ def test_loss_follows_the_labels() -> None:
         ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
         ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
         ({"std": 0.0}, "std must be positive, got 0.0"),
+        ({"std": [0.5, 0.5, 0.0]}, r"std must be positive, got \[0.5, 0.5, 0.0\]"),
+        ({"mean": [0.5]}, r"mean must be a number or one for each of 3 channel.s., got \[0.5\]"),
+        ({"std": (1.0, 1.0)}, r"std must be a number or one for each of 3 channel.s., got \(1.0, 1.0\)"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments: dict, message: str) -> None:

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import lightning as L
 import torch
@@ -25,7 +25,7 @@ from ..settings import cache_folder
 from .loader import eval_loader, train_loader
 from .sources import Archive, Entry, Folder, find, take_turns
 
-Augment = Literal["none", "crop", "resized_crop"]
+Augment = Literal["none", "flip", "crop", "resized_crop"]
 
 _MEMORY = 2 * 2**30  # bytes of decoded pictures that are held at once: CIFAR-10 takes 0.2 GB, ImageNet 190 GB
 _BROKEN_PICTURE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -80,6 +80,8 @@ class Pictures(Dataset[tuple[Tensor, int]]):
             picture = _centre_crop(self._read(index), self.size, self.centre_share)
         if self.augment == "crop":
             picture = _padded_crop(picture, self._uniform(index))
+        elif self.augment == "flip":
+            picture = picture.flip(-1) if float(self._uniform(index)[0]) < 0.5 else picture
         return (picture.float() / 255 - self.mean) / self.std, int(self.targets[index])
 
     def decode(self) -> None:
@@ -116,7 +118,11 @@ class ImageFolder(L.LightningDataModule):
     be compressed. Nothing is unpacked.
 
     The pictures of a split take turns by class (the first of each class, the second of each, ...), so that what `limit`
-    and the trainer's `limit_val_batches` take, its beginning, is balanced. The test split is the validation split.
+    and the trainer's `limit_val_batches` take, its beginning, is balanced.
+
+    The test split is the validation split, the pictures below `<val>`. With `holdout` they are the test split alone,
+    and pictures below `train` validate: the first ones by turns, which then do not train. What is chosen by such a
+    validation is not chosen by test pictures.
 
     A batch is `(pictures, targets)`: float32 [B, 3, size, size], (picture in [0, 1] - mean) / std, and int64 [B], the
     position of the class in `class_names`, which are in alphabetical order.
@@ -125,20 +131,23 @@ class ImageFolder(L.LightningDataModule):
         root: folder or archive (.tar, .tar.gz, .tar.bz2, .tar.xz); a relative name is looked for here, then below the
             folder of `ZOO_DATA`.
         size: height and width in pixels; the shorter side is resized to it and the middle is taken.
-        augment: of training pictures. "crop" pads by an eighth of the size, crops at random and mirrors half of them,
-            as usual for CIFAR. "resized_crop" takes 8 to 100 % of the area at an aspect ratio of 3/4 to 4/3 and mirrors
-            half of them, as usual for ImageNet.
+        augment: of training pictures. "flip" mirrors half of them. "crop" pads by an eighth of the size, crops at
+            random and mirrors half of them, as usual for CIFAR. "resized_crop" takes 8 to 100 % of the area at an
+            aspect ratio of 3/4 to 4/3 and mirrors half of them, as usual for ImageNet.
         mean, std: of each channel, to normalise by.
         batch_size: pictures a batch and process.
-        val: name of the folder that validates, e.g. `test`.
+        val: name of the folder that validates, e.g. `test`; with `holdout` that of the test pictures.
         limit: training pictures, as many of each class to within one; None takes all.
         centre_share: share of the shorter side that the middle has, without augmentation; usually 0.875 for ImageNet.
         seed: seed of the training order and of the augmentation.
         num_workers: loader processes.
+        holdout: pictures below `train` that validate instead, as many of each class to within one; `limit` counts those
+            that are left.
 
     Raises:
-        DataError: if an argument is out of range, there is no such root, a split or a class is without pictures, the
-            splits differ in their classes, or a picture or an archive cannot be read.
+        DataError: if an argument is out of range, there is no such root, a split or a class is without pictures,
+            `holdout` leaves none to train on, the splits differ in their classes, or a picture or an archive cannot be
+            read.
     """
 
     channels = 3
@@ -156,6 +165,7 @@ class ImageFolder(L.LightningDataModule):
         centre_share: float = 1.0,
         seed: int = 0,
         num_workers: int = 0,
+        holdout: int = 0,
     ) -> None:
         super().__init__()
         for name, value in {"size": size, "batch_size": batch_size, "limit": limit}.items():
@@ -163,8 +173,10 @@ class ImageFolder(L.LightningDataModule):
                 raise DataError(f"ImageFolder: {name} must be at least 1, got {value}")
         if num_workers < 0:
             raise DataError(f"ImageFolder: num_workers must not be negative, got {num_workers}")
-        if augment not in ("none", "crop", "resized_crop"):
-            raise DataError(f"ImageFolder: augment must be none, crop or resized_crop, got {augment!r}")
+        if holdout < 0:
+            raise DataError(f"ImageFolder: holdout must not be negative, got {holdout}")
+        if augment not in get_args(Augment):
+            raise DataError(f"ImageFolder: augment must be one of {', '.join(get_args(Augment))}, got {augment!r}")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise DataError(f"ImageFolder: mean and std must be 3 numbers, std positive, got {mean} and {std}")
         if not 0 < centre_share <= 1:
@@ -175,8 +187,9 @@ class ImageFolder(L.LightningDataModule):
         self.size, self.limit, self.centre_share, self.batch_size = size, limit, centre_share, batch_size
         self.augment: Augment = augment
         self.mean, self.std = tuple(mean), tuple(std)
-        self.splits = ("train", val)
-        self.seed, self.num_workers = seed, num_workers
+        self.splits = ("train", val)  # the folders
+        self._parts = ("train", "held", "val") if holdout else ("train", "val")
+        self.seed, self.num_workers, self.holdout = seed, num_workers, holdout
         self._class_names: tuple[str, ...] = ()
         self._sets: dict[str, Pictures] = {}
 
@@ -194,9 +207,9 @@ class ImageFolder(L.LightningDataModule):
             self._restore(source, cache)
             return
         chosen = self._choose(source)
-        for split, entries in chosen.items():
+        for part, entries in chosen.items():
             targets = torch.tensor([self._class_names.index(entry.label) for entry in entries])
-            self._sets[split] = self._pictures(split, source, entries, targets, None)
+            self._sets[part] = self._pictures(part, source, entries, targets, None)
         size = 3 * self.size**2 * sum(map(len, chosen.values()))
         if cache is not None and size <= _MEMORY:
             for pictures in self._sets.values():
@@ -229,9 +242,15 @@ class ImageFolder(L.LightningDataModule):
 
     @property
     def val_set(self) -> Pictures:
-        """Validation pictures, which are the test pictures too."""
+        """Validation pictures, which are the test pictures too if none are held out."""
         self.setup()
-        return self._sets[self.splits[1]]
+        return self._sets["held" if self.holdout else "val"]
+
+    @property
+    def test_set(self) -> Pictures:
+        """The pictures below `<val>`."""
+        self.setup()
+        return self._sets["val"]
 
     def train_dataloader(self) -> DataLoader:
         return train_loader(
@@ -242,13 +261,13 @@ class ImageFolder(L.LightningDataModule):
         return eval_loader(self, self.val_set, batch_size=self.batch_size, num_workers=self.num_workers)
 
     def test_dataloader(self) -> DataLoader:
-        return self.val_dataloader()
+        return eval_loader(self, self.test_set, batch_size=self.batch_size, num_workers=self.num_workers)
 
     def predict_dataloader(self) -> DataLoader:
-        return self.val_dataloader()
+        return self.test_dataloader()
 
     def _pictures(
-        self, split: str, source: Folder | Archive, entries: Sequence[Entry], targets: Tensor, held: Tensor | None
+        self, part: str, source: Folder | Archive, entries: Sequence[Entry], targets: Tensor, held: Tensor | None
     ) -> Pictures:
         return Pictures(
             source,
@@ -256,7 +275,7 @@ class ImageFolder(L.LightningDataModule):
             targets,
             held,
             size=self.size,
-            augment=self.augment if split == "train" else "none",
+            augment=self.augment if part == "train" else "none",
             centre_share=self.centre_share,
             mean=self.mean,
             std=self.std,
@@ -264,7 +283,7 @@ class ImageFolder(L.LightningDataModule):
         )
 
     def _choose(self, source: Folder | Archive) -> dict[str, list[Entry]]:
-        """The pictures of each split, taking turns by class; sets the class names."""
+        """The pictures of each part, taking turns by class; sets the class names."""
         found, classes = source.index(self.splits)
         names = {split: sorted(label for of, label in classes if of == split) for split in self.splits}
         for split in self.splits:
@@ -279,20 +298,25 @@ class ImageFolder(L.LightningDataModule):
                 f" {', '.join(differing[:5])}; give both the same folders"
             )
         self._class_names = tuple(train)
-        chosen = {split: take_turns(self.root, split, train, found) for split in self.splits}
-        chosen["train"] = chosen["train"][: self.limit]
-        return chosen
+        turns, test = (take_turns(self.root, split, train, found) for split in self.splits)
+        held, rest = turns[: self.holdout], turns[self.holdout :]
+        if not rest:
+            raise DataError(
+                f"ImageFolder: holdout must leave some of the {len(turns)} pictures below train, got {self.holdout}"
+            )
+        chosen = {"train": rest[: self.limit], "held": held, "val": test}
+        return {part: chosen[part] for part in self._parts}
 
     def _cache_file(self, source: Folder | Archive) -> Path:
-        facts = [source.key(self.splits), self.splits, self.size, self.limit, self.centre_share]
+        facts = [source.key(self.splits), self.splits, self.size, self.limit, self.centre_share, self.holdout]
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         return cache_folder() / "pictures" / f"{self.root.name}-{digest}.safetensors"
 
     def _keep(self, cache: Path) -> None:
         tensors: dict[str, Tensor] = {}
-        for split, pictures in self._sets.items():
+        for part, pictures in self._sets.items():
             assert pictures.held is not None
-            tensors |= {f"{split}.pictures": pictures.held, f"{split}.targets": pictures.targets}
+            tensors |= {f"{part}.pictures": pictures.held, f"{part}.targets": pictures.targets}
         scratch = cache.with_suffix(f".{os.getpid()}")  # another process may be writing the same
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)
@@ -308,13 +332,13 @@ class ImageFolder(L.LightningDataModule):
             with safe_open(cache, "pt") as file:
                 names = json.loads(file.metadata()["class_names"])
                 parts = {
-                    split: (file.get_tensor(f"{split}.targets"), file.get_tensor(f"{split}.pictures"))
-                    for split in self.splits
+                    part: (file.get_tensor(f"{part}.targets"), file.get_tensor(f"{part}.pictures"))
+                    for part in self._parts
                 }
         except (SafetensorError, OSError) as error:
             raise DataError(f"cannot read the decoded pictures in {cache}: {error}; delete the file") from error
         self._class_names = tuple(names)
-        self._sets = {split: self._pictures(split, source, (), *tensors) for split, tensors in parts.items()}
+        self._sets = {part: self._pictures(part, source, (), *tensors) for part, tensors in parts.items()}
 
 
 def _centre_crop(image: Image.Image, size: int, share: float) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import settings
 from .cpu import use_cpu_library
@@ -172,8 +173,13 @@ def prefers_formula(op: str, backend: str, device: str) -> bool:
         return True
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting() or not _compiled_code_calls_kernels(device)
-    # functorch has no public question of this kind; autograd.Function asks it the same way.
-    return torch._C._are_functorch_transforms_active()
+    return transformed()
+
+
+def transformed() -> bool:
+    """Whether a function transform or forward-mode differentiation is going on."""
+    # neither has a public question of this kind; autograd.Function asks functorch the same way
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _compiled_code_calls_kernels(device: str) -> bool:

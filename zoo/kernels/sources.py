@@ -102,6 +102,7 @@ def units(orders: Sequence[int] = ORDERS) -> Iterator[Unit]:
         yield evonorm_s_unit(dtype)
         for variant in range(3):
             yield evonorm_b_unit(dtype, variant)
+        yield comp_sum_unit(dtype)
 
 
 @dataclass(frozen=True)
@@ -156,3 +157,9 @@ def evonorm_s_unit(dtype: str) -> Unit:
 def evonorm_b_unit(dtype: str, variant: int) -> Unit:
     """EvoNorm B0, B1 or B2."""
     return Unit("evonorm/evonorm_b.cu", dtype, f"b{variant}", (("ZOO_VARIANT", variant),))
+
+
+@cache
+def comp_sum_unit(dtype: str) -> Unit:
+    """Comp-sum losses and their gradients, with the classes last or the positions."""
+    return Unit("comp_sum/comp_sum.cu", dtype, "rows-planes")

@@ -1,8 +1,25 @@
-"""Lightning modules: what the components are trained on."""
+"""Lightning modules: what the components are trained on, and the callbacks that go with them."""
 
+from .adversarial import AdversarialClassifier
+from .backbones import MLP, PlainCNN, PreActResNet18, WideResNet
 from .classify import ImageClassifier
 from .gan import ConditionalGAN
 from .lm import LanguageModel
 from .optim import WarmupCosine, WarmupMultiStep
+from .robust import EMA, LossRamp, RobustEval
 
-__all__ = ["ConditionalGAN", "ImageClassifier", "LanguageModel", "WarmupCosine", "WarmupMultiStep"]
+__all__ = [
+    "AdversarialClassifier",
+    "ConditionalGAN",
+    "EMA",
+    "ImageClassifier",
+    "LanguageModel",
+    "LossRamp",
+    "MLP",
+    "PlainCNN",
+    "PreActResNet18",
+    "RobustEval",
+    "WarmupCosine",
+    "WarmupMultiStep",
+    "WideResNet",
+]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MultilabelAveragePrecision
 
 from ..errors import DataError
-from ..norms import EvoNorm
-from ..registry import did_you_mean, factory
+from ..registry import factory
 from ..spec import ActivationSpec, LossSpec, NormSpec
+from .backbones import BackboneSpec, build_backbone
 from .optim import configure
 
 
@@ -30,11 +29,14 @@ class ImageClassifier(L.LightningModule):
         multi_label: several labels a picture; targets are then [B, num_classes] of 0 and 1, and `val/map` (mean average
             precision) takes the place of `val/acc`.
         in_channels: channels of a picture: 3 for colour, 1 for grey.
-        mean, std: the network sees (picture - mean) / std; for data that leaves its pictures in [0, 1]. Layers that do
-            not subtract a mean themselves, as EvoNorm, need centred pictures to train well.
-        backbone: name of a timm model, or None for :class:`SmallResNet`.
+        mean, std: the network sees (picture - mean) / std, with one number or one for each channel; for data that
+            leaves its pictures in [0, 1]. Layers that do not subtract a mean themselves, as EvoNorm, need centred
+            pictures to train well.
+        backbone: None for :class:`SmallResNet`; "mlp", "plain_cnn", "preact_resnet18" or "wide_resnet" of
+            :mod:`zoo.tasks.backbones`, with arguments as {name: wide_resnet, depth: 16}; the name of a timm model; or
+            any class that takes `num_classes` and `in_channels`, by dotted path or {class_path: ..., init_args: ...}.
         width, depth: channels of the first stage and blocks a stage of :class:`SmallResNet`.
-        act: activation, by registry name, dotted path or mapping; None keeps a timm model's own. Beside an EvoNorm,
+        act: activation, by registry name, dotted path or mapping; None keeps a backbone's own. Beside an EvoNorm,
             which contains its activation, `torch.nn.Identity`.
         norm: normalisation, likewise. A timm model made of layers of norm and activation, such as `resnetv2_50`, takes
             an EvoNorm for both.
@@ -46,18 +48,22 @@ class ImageClassifier(L.LightningModule):
         [B, in_channels, H, W] pictures -> [B, num_classes] logits.
 
     Raises:
-        ValueError: if `num_classes` is below 2, `in_channels` below 1 or `std` not positive, or timm has no such
-            backbone.
+        ValueError: if `num_classes` is below 2, `in_channels` below 1 or `std` not positive, if `mean` or `std` are
+            sequences of another length than `in_channels`, if there is no such backbone, or the loss runs an attack,
+            which takes :class:`zoo.tasks.AdversarialClassifier`.
     """
+
+    mean: float | Tensor
+    std: float | Tensor
 
     def __init__(
         self,
         num_classes: int = 6,
         multi_label: bool = False,
         in_channels: int = 3,
-        mean: float = 0.0,
-        std: float = 1.0,
-        backbone: str | None = None,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+        backbone: BackboneSpec | None = None,
         width: int = 16,
         depth: int = 1,
         act: ActivationSpec | None = None,
@@ -71,11 +77,21 @@ class ImageClassifier(L.LightningModule):
             raise ValueError(f"ImageClassifier: num_classes must be at least 2, got {num_classes}")
         if in_channels < 1:
             raise ValueError(f"ImageClassifier: in_channels must be at least 1, got {in_channels}")
-        if not std > 0:
+        for name, values in {"mean": mean, "std": std}.items():
+            if isinstance(values, Sequence) and len(values) != in_channels:
+                raise ValueError(
+                    f"ImageClassifier: {name} must be a number, or one for each of {in_channels} channel(s), got"
+                    f" {values}"
+                )
+        if not all(value > 0 for value in (std if isinstance(std, Sequence) else [std])):
             raise ValueError(f"ImageClassifier: std must be positive, got {std}")
         self.save_hyperparameters(ignore=("optimizer", "lr_scheduler"))
         self.num_classes, self.multi_label, self.in_channels = num_classes, multi_label, in_channels
-        self.mean, self.std = mean, std
+        for name, values in {"mean": mean, "std": std}.items():
+            if isinstance(values, Sequence):
+                self.register_buffer(name, torch.tensor(list(values))[:, None, None], persistent=False)
+            else:
+                setattr(self, name, values)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         act_layer = None if act is None else factory("activation", act)
         norm_layer = None if norm is None else factory("norm", norm)
@@ -84,12 +100,22 @@ class ImageClassifier(L.LightningModule):
                 num_classes, width, depth, act_layer or nn.ReLU, norm_layer or nn.BatchNorm2d, in_channels
             )
         else:
-            self.net = _timm_model(backbone, num_classes, in_channels, act_layer, norm_layer)
-        default = nn.BCEWithLogitsLoss if multi_label else nn.CrossEntropyLoss
-        self.loss = default() if loss is None else factory("loss", loss)()
+            self.net = build_backbone(backbone, num_classes, in_channels, act_layer, norm_layer)
+        self.loss = self._make_loss(loss)
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.val_quality, self.test_quality = self._quality(), self._quality()
         self.confusion = None if multi_label else MulticlassConfusionMatrix(num_classes)
+
+    def _make_loss(self, loss: LossSpec | None) -> nn.Module:
+        if loss is None:
+            return (nn.BCEWithLogitsLoss if self.multi_label else nn.CrossEntropyLoss)()
+        made = factory("loss", loss)()
+        if hasattr(made, "attack"):
+            raise ValueError(
+                f"ImageClassifier: {type(made).__name__} attacks the model it is given; train with class_path:"
+                " AdversarialClassifier, or take a loss of scores and targets"
+            )
+        return made
 
     def setup(self, stage: str) -> None:
         data = getattr(self.trainer, "datamodule", None)
@@ -142,6 +168,10 @@ class ImageClassifier(L.LightningModule):
         draw_confusion(counts, list(names or map(str, range(self.num_classes))), folder / "confusion.png")
         return {"confusion": counts.tolist()}
 
+    def _criterion(self, logits: Tensor, target: Tensor) -> Tensor:
+        """What validation reports as the loss."""
+        return self.loss(logits, target)
+
     def _quality(self) -> Metric:
         if self.multi_label:
             return MultilabelAveragePrecision(self.num_classes, thresholds=200)
@@ -150,7 +180,7 @@ class ImageClassifier(L.LightningModule):
     def _evaluate(self, batch: Any, stage: str, loss: MeanMetric, quality: Metric) -> None:
         images, target = batch[:2]
         logits = self(images)
-        loss.update(self.loss(logits, target), len(images))  # weighted: the last batch may be smaller
+        loss.update(self._criterion(logits, target), len(images))  # weighted: the last batch may be smaller
         quality.update(logits, target.long())
         if self.confusion is not None and stage == "val" and not self.trainer.sanity_checking:
             self.confusion.update(logits, target)
@@ -239,26 +269,3 @@ def draw_confusion(counts: Tensor, names: list[str], path: Path) -> None:
             color = "white" if share[i, j] > 0.5 else "black"
             axis.text(j, i, str(int(counts[i, j])), ha="center", va="center", color=color)
     figure.savefig(path, dpi=120)
-
-
-def _timm_model(
-    name: str,
-    num_classes: int,
-    in_channels: int,
-    act: Callable[..., nn.Module] | None,
-    norm: Callable[..., nn.Module] | None,
-) -> nn.Module:
-    import timm
-
-    if not timm.is_model(name):
-        raise ValueError(f"ImageClassifier: timm has no model {name!r}.{did_you_mean(name, timm.list_models())}")
-    given: dict[str, Any] = {k: v for k, v in (("act_layer", act), ("norm_layer", norm)) if v is not None}
-    if norm is not None and _is_evonorm(norm):
-        # of layers with an activation inside, timm's factories know those of timm alone, but take any function
-        given["norm_layer"] = lambda *args, **kwargs: norm(*args, **kwargs)
-    return timm.create_model(name, num_classes=num_classes, in_chans=in_channels, **given)
-
-
-def _is_evonorm(norm: Callable[..., nn.Module]) -> bool:
-    made = norm.func if isinstance(norm, partial) else norm
-    return isinstance(made, type) and issubclass(made, EvoNorm)

@@ -1,0 +1,47 @@
+"""Losses. Files: `comp_sum/` the family, `theory.py` its bounds, `targets.py` tasks made of it, `adversarial.py`."""
+
+from .adversarial import (
+    AdvCompSumLoss,
+    AdvLossOutput,
+    PGDATLoss,
+    PSALLoss,
+    SmoothAdversarialCompSumLoss,
+    TradesLoss,
+    score_difference_norm,
+    smooth_adversarial_comp_sum_loss,
+)
+from .comp_sum import (
+    AlphaLoss,
+    CompSumLoss,
+    GeneralizedCrossEntropyLoss,
+    LinearCompSumLoss,
+    LogisticLoss,
+    MeanAbsoluteErrorLoss,
+    SumExponentialLoss,
+    comp_sum_from_nll,
+    comp_sum_loss,
+    linear_comp_sum_loss,
+    tau_from_q,
+)
+
+__all__ = [
+    "AdvCompSumLoss",
+    "AdvLossOutput",
+    "AlphaLoss",
+    "CompSumLoss",
+    "GeneralizedCrossEntropyLoss",
+    "LinearCompSumLoss",
+    "LogisticLoss",
+    "MeanAbsoluteErrorLoss",
+    "PGDATLoss",
+    "PSALLoss",
+    "SmoothAdversarialCompSumLoss",
+    "SumExponentialLoss",
+    "TradesLoss",
+    "comp_sum_from_nll",
+    "comp_sum_loss",
+    "linear_comp_sum_loss",
+    "score_difference_norm",
+    "smooth_adversarial_comp_sum_loss",
+    "tau_from_q",
+]

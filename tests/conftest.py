@@ -43,7 +43,11 @@ def seeded() -> None:
 @pytest.fixture(scope="session")
 def kernel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the emulated kernels of a session are compiled, once."""
-    return tmp_path_factory.mktemp("emulated")
+    base = tmp_path_factory.getbasetemp()
+    # the processes of pytest-xdist share it, too
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "emulated"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture

@@ -104,8 +104,8 @@ def test_loss_follows_the_labels() -> None:
         ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
         ({"std": 0.0}, "std must be positive, got 0.0"),
         ({"std": [0.5, 0.5, 0.0]}, r"std must be positive, got \[0.5, 0.5, 0.0\]"),
-        ({"mean": [0.5]}, r"mean must be a number or one for each of 3 channel.s., got \[0.5\]"),
-        ({"std": (1.0, 1.0)}, r"std must be a number or one for each of 3 channel.s., got \(1.0, 1.0\)"),
+        ({"mean": [0.5]}, r"mean must be a number, or one for each of 3 channel.s., got \[0.5\]"),
+        ({"std": (1.0, 1.0)}, r"std must be a number, or one for each of 3 channel.s., got \(1.0, 1.0\)"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments: dict, message: str) -> None:

@@ -26,7 +26,7 @@ Statistics = Literal["adversarial", "clean", "both"]
 
 
 def score_difference_norm(input_adv: Tensor, input: Tensor, target: Tensor, *, squared: bool = False) -> Tensor:
-    """norm(D(x') - D(x)), D_j = z_y - z_j over j != y: how far an attack moves the target's lead over the other classes.
+    """norm(D(x') - D(x)), D_j = z_y - z_j over j != y: how far an attack moves the target's lead over the others.
 
     Args:
         input_adv: [N, C, ...] scores of the attacked inputs.

@@ -101,7 +101,7 @@ def phi_tau_inv(value: Real, tau: float) -> Real:
 def h_consistency_transform(beta: Real, tau: float, n: int) -> Real:
     """T with T(zero-one regret) <= surrogate regret: increasing and convex, T(0) = 0.
 
-    With M = ((1 + beta)^e + (1 - beta)^e) / 2 it is
+    With M = ((1 + beta)^e + (1 - beta)^e) / 2 it is::
 
         2^a (1 - M^(2 - tau)) / a                                            for tau < 1,
         ((1 + beta) log(1 + beta) + (1 - beta) log(1 - beta)) / 2            for tau = 1, the limit from both sides,

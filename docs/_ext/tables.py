@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from zoo import registry, settings
@@ -21,6 +22,15 @@ EVIDENCE_COMMAND = "python -m scripts.bench.polycom_lm"
 GPU_COMMAND = "python -m scripts.gpu_check"
 EVONORM_COMMAND = "python -m scripts.bench.evonorm"
 BATCH_COMMAND = "python -m scripts.bench.evonorm_batch"
+TRADES_COMMAND = "python -m scripts.bench.trades_consistency"
+NOISE_COMMAND = "python -m scripts.bench.comp_sum_noise"
+CLAIM_WORDS = {None: "not measured", True: "holds", False: "does not hold"}
+TRADES_METHODS = {
+    "trades": "TRADES, lambda {strength:g}",
+    "trades_divergence": "TRADES, Kullback-Leibler, beta {strength:g}",
+    "smooth": "smooth comp-sum, rho {rho:g}, tau {tau:g}",
+    "smooth_rho_margin": "the same with the rho-margin, rho {rho:g}, tau {tau:g}",
+}
 # What makes each result of speed on the CPU.
 COMMANDS = {
     "polycom_cpu": SPEED_COMMAND,
@@ -367,6 +377,38 @@ def _powers(block: Record) -> list[str]:
     return [f"{value:.3f}" for value in (*block["weight"], block["bias"])]
 
 
+def _claims(verdicts: dict[str, bool | None]) -> str:
+    return markdown(["claim", "here"], [[name.replace("_", " "), CLAIM_WORDS[held]] for name, held in verdicts.items()])
+
+
+def trades_consistency() -> str:
+    """Angle and risk of each minimiser."""
+    record = load("trades_consistency")
+    if record is None:
+        return not_run("trades_consistency", TRADES_COMMAND)
+    body = [
+        [TRADES_METHODS[row["method"]].format(**row), f"{row['angle']:.3f}", f"{row['adversarial_risk']:g}"]
+        for row in record["results"]
+    ]
+    table = markdown(["minimised", "angle of w", "adversarial 0/1 risk"], body)
+    return f"{_claims(record['verdicts'])}\n\n{table}\n\n{describe(record)}"
+
+
+def noise() -> str:
+    """Accuracy by noise and tau, means over the seeds, and the claims."""
+    record = load("comp_sum_noise")
+    if record is None:
+        return not_run("comp_sum_noise", NOISE_COMMAND)
+    rows = [row for row in record["results"] if "val_acc" in row]
+    taus = sorted({row["tau"] for row in rows})
+    body = []
+    for rate in sorted({row["noise"] for row in rows}):
+        cells = [[100 * r["val_acc"] for r in rows if (r["noise"], r["tau"]) == (rate, tau)] for tau in taus]
+        body.append([f"{rate:.0%}", *(f"{mean(cell):.1f}" if cell else "-" for cell in cells)])
+    table = markdown(["wrong labels", *(f"tau {tau:g}" for tau in taus)], body)
+    return f"{_claims(record['verdicts'])}\n\n{table}\n\n{describe(record)}"
+
+
 def records() -> dict[str, Record]:
     """Every committed result by the name of its file; those of `--quick` are left out."""
     files = sorted(RESULTS.glob("*.json")) if RESULTS.is_dir() else []
@@ -429,4 +471,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "evonorm-claims": batch_claims,
     "evonorm-roofline": evonorm_roofline,
     "runs": runs,
+    "trades-consistency": trades_consistency,
+    "comp-sum-noise": noise,
 }

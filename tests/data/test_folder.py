@@ -282,8 +282,10 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index(augment: str, root: 
         return {picture.numpy().tobytes() for pictures in epochs for picture in pictures}
 
     assert [distinct(pictures) for pictures in alone] == [distinct(pictures) for pictures in drawn]
-    assert len(distinct(*drawn)) > 20  # of 27
-    assert len(distinct(*drawn) & distinct(*other)) < 20  # a crop of so few pixels has 18 forms
+    assert len(distinct(*drawn)) > (12 if augment == "flip" else 20)  # of 27, of 18 if mirrored alone
+    if augment != "flip":
+        assert len(distinct(*drawn) & distinct(*other)) < 20  # a crop of so few pixels has 18 forms
+    assert not torch.equal(stacked(small(root, augment=augment, seed=1)), drawn[0])
     assert torch.equal(stacked(data, "val"), stacked(small(root), "val"))
 
 

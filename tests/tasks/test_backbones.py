@@ -70,6 +70,8 @@ def test_plain_cnn_starts_as_the_recipe_has_it() -> None:
             assert layer.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.1)
             assert not layer.bias.any()
     assert net.head.weight.std().item() == pytest.approx(0.05, rel=0.1)
+    assert net.head.weight.abs().max() > 0.1  # normal: nn.Linear's own is uniform, and of nearly that deviation here
+    assert not net.head.bias.any()
     assert [m.stride for m in net.features if isinstance(m, nn.Conv2d)] == [(1, 1), (2, 2), (2, 2)]
 
 

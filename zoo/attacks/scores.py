@@ -12,6 +12,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from ..errors import DataError
 from ..kernels.ops import compute_dtype
 from ..warn import warn_once
 
@@ -86,7 +87,8 @@ def prepared(
     """A copy of x and y that gradients may pass, and x in the dtype to compute in.
 
     Raises:
-        ValueError: if x is not floating point or outside the bounds, or y is no [N] of integers.
+        ValueError: if x is not floating point, or y is no [N] of integers.
+        DataError: a ValueError, too, if x lies outside the bounds.
     """
     if not x.is_floating_point() or x.ndim < 1:
         raise ValueError(f"{of}: x must be floating point, [N, ...], got {x.dtype} of shape {tuple(x.shape)}")
@@ -100,7 +102,7 @@ def prepared(
     if bounds is not None and x.numel():
         low, high = (float(end) for end in x.aminmax())  # host sync: once an attack
         if not (low >= bounds[0] - 1e-6 and high <= bounds[1] + 1e-6):
-            raise ValueError(
+            raise DataError(
                 f"{of}: x must lie within bounds {bounds}, got values from {low:.4g} to {high:.4g}; a normalised input?"
                 " put the normalisation into the model or preprocess=, or give other bounds"
             )

@@ -132,7 +132,11 @@ def test_promises_of_comp_sum_are_those_of_what_ran() -> None:
     assert first == [True, False, None, None]
     small = [promise["met"] for promise in native if "0.1 ms more" in promise["claim"]]
     assert small == [False, True, True, None, None, None, None, None]
-    assert len(comp_sum.acceptance(results, native=False)) == 6
+    results[0]["rivals"]["cross_entropy"]["ratio_to_ours"] = 1.2
+    assert not comp_sum.acceptance(results, native=True)[0]["met"]
+    closed_form = comp_sum.acceptance(results, native=False)
+    assert len(closed_form) == 6
+    assert closed_form[0]["met"]
 
 
 def test_verdicts_follow_from_the_rows() -> None:

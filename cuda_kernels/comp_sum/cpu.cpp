@@ -89,8 +89,8 @@ struct Rows {
   }
 };
 
-std::tuple<Tensor, Tensor> comp_sum_forward(const Tensor& scores, const Tensor& target, const Optional& taus, double tau,
-                                            double cap, int64_t ignore_index) {
+std::tuple<Tensor, Tensor> comp_sum_forward(const Tensor& scores, const Tensor& target, const Optional& taus,
+                                            double tau, double cap, int64_t ignore_index) {
   const Rows rows(scores, target, taus, ignore_index);
   Tensor loss = new_compute(scores, {rows.samples, rows.length});
   Tensor statistics = new_compute(scores, {2, rows.samples, rows.length});

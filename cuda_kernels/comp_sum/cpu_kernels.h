@@ -1,9 +1,9 @@
 // Comp-sum losses on the CPU. Rows lie along the classes ([R, C], S = 1), or across them ([C, S] a sample), where a
 // vector holds positions and the classes are walked one after the other.
 //
-// The sum of exponentials runs online: over a chunk of scores that stays in the innermost cache the maximum is taken, then
-// the sum, and what was summed before is rescaled when the maximum rises. Chunks are summed in the compute type, their
-// totals in double, everything in an order that depends on the shape and the targets alone.
+// The sum of exponentials runs online: over a chunk of scores that stays in the innermost cache the maximum is taken,
+// then the sum, and what was summed before is rescaled when the maximum rises. Chunks are summed in the compute type,
+// their totals in double, everything in an order that depends on the shape alone.
 #pragma once
 
 #include <algorithm>
@@ -145,8 +145,8 @@ void backward_row(const Loss<compute_t<S>>& in, const compute_t<S>* grad, const 
 constexpr int64_t kPositions = 128;  // that are walked together
 constexpr int64_t kClasses = 32;     // whose scores at them, widened, are half of the innermost cache
 
-// A number for each of the positions of a block, in the order in which vectors loaded from S hold them. Those behind the
-// last position are there, too, so that nothing needs to ask.
+// A number for each of the positions of a block, in the order in which vectors loaded from S hold them. Those behind
+// the last position are there, too, so that nothing needs to ask.
 template <class S>
 struct Lanes {
   compute_t<S> of[kPositions] = {};

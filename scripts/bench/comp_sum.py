@@ -1,6 +1,6 @@
 """Comp-sum losses, forward and backward, against F.cross_entropy and the ways generalised cross-entropy is written.
 
-    python -m scripts.bench.comp_sum                  # on the CPU, one thread; about ten minutes and 12 GB
+    python -m scripts.bench.comp_sum                  # on the CPU, one thread; a quarter of an hour and 8 GB
     python -m scripts.bench.comp_sum --threads 2 --out scripts/bench/results/comp_sum_cpu_2_threads.json
     python -m scripts.bench.comp_sum --quick          # seconds: does the script work?
 
@@ -38,11 +38,12 @@ QUICK_SHAPES, QUICK_LINEAR = ((64, 50), (2, 5, 4, 4)), (16, 8, 40)
 TAUS = (1.0, 1.7)
 COMPILED = "cross_entropy_compiled"
 YARDSTICK = "cross_entropy"
-CHUNK = 128  # rows of F.linear_cross_entropy at a time: the fastest of 32, 64, 128 and 256
+CHUNK = 128  # rows of F.linear_cross_entropy at a time: as fast as 64 and 256, and 32 takes 1.4 times as long
 # What is promised: our time over that of the yardstick at the first shape, and peak memory over the scores' bytes.
 FASTER, PEAK = 0.65, 1.1
 SMALL, SMALL_MILLISECONDS = 1.3, 0.1  # elsewhere: either of the two
 LINEAR_FASTER, LINEAR_CHUNKED = 0.70, 1.10
+WITHOUT_COMPILER = 1.0  # the closed form is not slower than the yardstick
 CHUNKED = "linear_cross_entropy_chunked"
 
 Loss = Callable[..., Tensor]
@@ -203,13 +204,15 @@ def acceptance(results: list[dict[str, Any]], native: bool) -> list[dict[str, An
 
     for tau in TAUS:
         where, rows = figures(Case("comp_sum", SHAPES[0], torch.float32, tau))
-        claim = f"{where} at most {FASTER:g} of the time of F.cross_entropy"
-        promises.append(_promise(claim, share(rows, YARDSTICK), FASTER))
+        most = FASTER if native else WITHOUT_COMPILER
+        claim = f"{where} at most {most:g} of the time of F.cross_entropy"
+        promises.append(_promise(claim, share(rows, YARDSTICK), most))
         claim = f"{where} at most {PEAK:g} times its scores in memory beside them"
         promises.append(_promise(claim, rows.get("ours", {}).get("peak_over_scores"), PEAK))
         where, rows = figures(Case("linear_comp_sum", LINEAR, torch.float32, tau))
-        claim = f"{where} at most {LINEAR_FASTER:g} of the time of F.linear and F.cross_entropy"
-        promises.append(_promise(claim, share(rows, YARDSTICK), LINEAR_FASTER))
+        most = LINEAR_FASTER if native else WITHOUT_COMPILER
+        claim = f"{where} at most {most:g} of the time of F.linear and F.cross_entropy"
+        promises.append(_promise(claim, share(rows, YARDSTICK), most))
         if not native:
             continue
         if rows.keys() and CHUNKED not in rows:

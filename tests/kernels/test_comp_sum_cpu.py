@@ -211,6 +211,16 @@ def test_a_confident_row_keeps_what_is_left_of_its_loss(native, length: int) -> 
     )
 
 
+@pytest.mark.parametrize("length", [1, 3])
+def test_what_all_scores_have_in_common_changes_no_bit(native, length: int) -> None:
+    scores, target, grad = _inputs((5, 300, length), torch.float32)
+    scores = (1024 * scores).round() / 1024  # to which 8192 can be added exactly
+    for tau in (0.5, 1.0, 1.7):
+        (loss, _, gradient), (moved, _, of_moved) = (_run(scores + shift, target, grad, tau) for shift in (0, 8192))
+        assert torch.equal(loss, moved)
+        assert torch.equal(gradient, of_moved)
+
+
 @pytest.mark.parametrize("shape", [(2, 250_000, 1), (1, 250_000, 3)])
 def test_sums_over_many_classes_stay_exact(native, shape: tuple[int, int, int]) -> None:
     scores, target, grad = _inputs(shape, torch.float32, spread=0.1)  # all classes count

@@ -1,5 +1,5 @@
-// The exponential of cpu.h over memory, and what stands in for elements behind the end of a row, for a test that knows the
-// answers.
+// The exponential of cpu.h over memory, and what stands in for elements behind the end of a row, for a test that knows
+// the answers.
 #include <cstdint>
 
 #include "common/cpu.h"
@@ -25,7 +25,9 @@ void beyond(int count, S* to) {
 }  // namespace
 
 extern "C" {
-void exponential_float(const float* from, float least, float* to, std::int64_t n) { exponential_all(from, least, to, n); }
+void exponential_float(const float* from, float least, float* to, std::int64_t n) {
+  exponential_all(from, least, to, n);
+}
 void exponential_double(const double* from, double least, double* to, std::int64_t n) {
   exponential_all(from, least, to, n);
 }

@@ -224,12 +224,12 @@ def _of_classes(
         u = _auxiliary_sum(input, torch.where(kept, target, 0), aux, rho)
         loss = torch.where(kept, phi_of_nll(torch.log1p(u), tau, cap), 0)
     if weight is None:
-        factor = kept.to(loss.dtype)
+        total = kept.sum()
     else:
         weight = weight.to(loss.dtype)
         # clamped: a class out of range is a NaN row on CUDA, not an abort
         factor = torch.where(kept, weight[target.clamp(0, len(weight) - 1)], 0)
-        loss = loss * factor
+        loss, total = loss * factor, factor.sum()
     if label_smoothing:
         nll = -F.log_softmax(input, 1, dtype=loss.dtype)
         spread = phi_of_nll(nll, tau.unsqueeze(1) if isinstance(tau, Tensor) else tau, cap)
@@ -237,7 +237,7 @@ def _of_classes(
             spread = spread * weight.view(-1, *[1] * (input.ndim - 2))
         spread = torch.where(kept.unsqueeze(1), spread, 0).sum(1)
         loss = (1 - label_smoothing) * loss + label_smoothing / input.shape[1] * spread
-    return loss, factor.sum()
+    return loss, total
 
 
 def _of_weights(
@@ -363,6 +363,11 @@ def check_classes(target: Tensor, classes: int, ignore_index: int) -> None:
     """Raises IndexError that names the first class out of range and its place; on the CPU only."""
     if target.device.type != "cpu" or torch.compiler.is_compiling() or transformed():
         return  # reading it would wait for the device, or break the graph
+    if not target.numel():
+        return
+    low, high = map(int, target.aminmax())  # the usual case in one pass
+    if low >= 0 and high < classes:
+        return
     wrong = ((target < 0) | (target >= classes)) & (target != ignore_index)
     if bool(wrong.any()):
         place = wrong.nonzero()[0].tolist()

@@ -126,7 +126,7 @@ def test_text_mistake_gets_one_sentence(mistake: list[str], message: str, capsys
         ),
         (["fit"], "no data and model given; name a config, e.g. --config quickstart"),
         (["list", "actvation"], "'actvation' is not one of activation, layer, norm, loss, "),
-        (["list", "--paper", "polycon"], "'polycon' is not one of evonorm, polycom. Did you mean 'polycom'?"),
+        (["list", "--paper", "polycon"], "psal, trades. Did you mean 'polycom'?"),
         (["info", "activation", "polynrm"], "no activation is called 'polynrm'. Did you mean 'polynorm'"),
         (["info", "norm", "polynorm"], "'polynorm' is an activation, not a norm."),
         (["export", "runs/x", "-o", "y"], "no checkpoint at runs/x/checkpoints/best.ckpt; train first"),

@@ -81,7 +81,7 @@ def comp_sum_loss(
     Example:
         >>> scores = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
         >>> comp_sum_loss(scores, torch.tensor([0, 1]), tau=1.5, reduction="none")
-        tensor([0.1230, 0.2899])
+        tensor([0.1230, 0.2900])
     """
     input, target, flat = _check(input, target)
     soft = target.is_floating_point()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from zoo.catalog import PAPERS
 from zoo.cli import main
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -126,7 +127,10 @@ def test_text_mistake_gets_one_sentence(mistake: list[str], message: str, capsys
         ),
         (["fit"], "no data and model given; name a config, e.g. --config quickstart"),
         (["list", "actvation"], "'actvation' is not one of activation, layer, norm, loss, "),
-        (["list", "--paper", "polycon"], "psal, trades. Did you mean 'polycom'?"),
+        (
+            ["list", "--paper", "polycon"],
+            f"'polycon' is not one of {', '.join(sorted(PAPERS))}. Did you mean 'polycom'?",
+        ),
         (["info", "activation", "polynrm"], "no activation is called 'polynrm'. Did you mean 'polynorm'"),
         (["info", "norm", "polynorm"], "'polynorm' is an activation, not a norm."),
         (["export", "runs/x", "-o", "y"], "no checkpoint at runs/x/checkpoints/best.ckpt; train first"),

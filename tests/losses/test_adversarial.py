@@ -225,6 +225,9 @@ def test_calls_of_the_model_are_the_steps_and_two() -> None:
     clean = model(x)
     AdvCompSumLoss(_attack())(model, x, y, clean_logits=clean)
     assert len(model.calls) == 1 + 3 + 1
+    model = Counted()  # likewise the clean scores of an attack on the running statistics
+    AdvCompSumLoss(_attack(bn="eval"))(model, x, y)
+    assert len(model.calls) == 1 + 1 + 3 + 1
     model = Counted()  # TRADES' own attack sees the running statistics, so that its clean scores are others
     TradesLoss(_attack(bn="eval", objective="kl"))(model, x, y)
     assert len(model.calls) == 1 + 3 + 2

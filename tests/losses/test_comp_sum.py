@@ -145,6 +145,30 @@ def test_derivatives_for_tau_itself(implementation: str, tau: float) -> None:
     assert _graded(function(scores, taus).sum(), taus)[2] == 0
 
 
+def test_mixed_second_derivatives_of_scores_and_tau(implementation: str) -> None:
+    """gradgradcheck passes over a first derivative that has no graph; here that would raise."""
+    scores = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    taus = torch.tensor([0.5, 1.0, 1.7, 2.0], dtype=torch.float64, requires_grad=True)
+    loss = comp_sum_loss(scores, torch.tensor([0, 2, 1, 1]), taus, reduction="sum")
+    of_scores, of_taus = torch.autograd.grad(loss, (scores, taus), create_graph=True)
+    direction = torch.randn_like(scores)
+    one_way = torch.autograd.grad((of_scores * direction).sum(), taus, retain_graph=True)[0]
+    for row in range(4):
+        other_way = torch.autograd.grad(of_taus[row], scores, retain_graph=True)[0]
+        torch.testing.assert_close((other_way * direction).sum(), one_way[row], rtol=1e-11, atol=1e-13)
+    assert (one_way.abs() > 1e-3).all()
+
+
+def test_a_large_common_score_costs_nothing(implementation: str) -> None:
+    scores = torch.randint(-200, 200, (20, 7)) / 64  # exact in float32, also beside 8192
+    target = torch.randint(7, (20,))
+    for tau in (0.5, 1.0, 1.7):
+        assert torch.equal(
+            comp_sum_loss(scores + 8192, target, tau, reduction="none"),
+            comp_sum_loss(scores, target, tau, reduction="none"),
+        )
+
+
 @pytest.mark.parametrize("tau", [0.0, 0.5, 1.0, 1.7])
 def test_derivatives_for_weights_as_targets(tau: float) -> None:
     scores = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
@@ -316,7 +340,9 @@ def test_layouts_give_the_same_loss_and_gradients_in_their_layout(implementation
         rtol=1e-13,
         atol=0,
     )
-    columns = torch.randn(5, 6, dtype=torch.float64).t()
+    columns = torch.randn(5, 6, dtype=torch.float64).t().requires_grad_()
+    if implementation != "formula":
+        assert _graded(comp_sum_loss(columns, classes[0], 0.5), columns).t().is_contiguous()
     torch.testing.assert_close(
         comp_sum_loss(columns, classes[0], 0.5),
         comp_sum_loss(columns.contiguous(), classes[0], 0.5),

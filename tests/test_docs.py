@@ -159,11 +159,12 @@ def test_every_page_is_in_a_contents_list() -> None:
     assert listed == {page_name(page) for page in PAGES} - {"index"}
 
 
-def test_gallery_draws_the_picture(tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", sorted((DOCS / "gallery").glob("*.py")), ids=lambda script: script.stem)
+def test_gallery_draws_the_picture(script: Path, tmp_path: Path) -> None:
     drawn = tmp_path / "curves.png"
-    runpy.run_path(str(DOCS / "gallery/polycom_curves.py"))["draw"](drawn)
+    runpy.run_path(str(script))["draw"](drawn)
     assert 20_000 < drawn.stat().st_size < 120_000
-    assert (DOCS / "_static/polycom_curves.png").stat().st_size < 120_000
+    assert (DOCS / f"_static/{script.stem}.png").stat().st_size < 120_000
 
 
 def test_component_table_is_the_catalog(tables: ModuleType) -> None:

@@ -24,7 +24,7 @@ def test_the_two_commands_are_there() -> None:
     shell = [block.strip() for language, block in BLOCKS if language == "bash"]
     assert shell == [
         "python -m pip install -e . && zoo fit --config configs/quickstart.yaml",
-        "python -m pip install -e '.[dev]' && python -m pytest -n auto --dist loadfile",
+        "python -m pip install -e '.[dev]' && python -m pytest -n auto --dist worksteal",
     ]
 
 

@@ -41,7 +41,8 @@ ON_CPU = {
 
 
 def test_the_shipped_configs_are_found() -> None:
-    assert {"quickstart", "classify/shapes_polyrelu", "gan/shapes_r1", PAPER, IMAGENET, *ON_CPU, *SWEEP} <= set(CONFIGS)
+    named = {"quickstart", "classify/shapes_polyrelu", "explain/shapes_cnn", "gan/shapes_r1", PAPER, IMAGENET}
+    assert {*named, *ON_CPU, *SWEEP} <= set(CONFIGS)
     activations = ("polynorm", "polyrelu", "relu", "relu2", "gelu", "swiglu")
     assert {f"lm/stdlib_{activation}" for activation in activations} <= set(CONFIGS)
 
@@ -64,7 +65,8 @@ def test_config_takes_a_step(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     if "cifar" in name:
         write_pictures(tmp_path / "cifar10_images.tar.xz", ("train", "test"), 10, 32)  # a folder does as well
     quiet = ["--config=_parts/quiet", "--trainer.fast_dev_run=true", "--data.num_workers=0"]
-    few = ["--data.length=64", "--data.val_length=64"] if name in SWEEP or name == "gan/shapes_r1" else []
+    many = name in SWEEP or name in ("explain/shapes_cnn", "gan/shapes_r1")
+    few = ["--data.length=64", "--data.val_length=64"] if many else []
     assert main(["fit", f"--config={name}", *quiet, *few, *ON_CPU.get(name, [])]) == 0
 
 

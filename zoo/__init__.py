@@ -28,6 +28,9 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .activations.polycom import PolyReLUNorm as PolyReLUNorm
     from .convert import convert_activation as convert_activation
     from .convert import convert_norm_act as convert_norm_act
+    from .explain import GradCAM as GradCAM
+    from .explain import GradCAMpp as GradCAMpp
+    from .explain import SmoothGradCAMpp as SmoothGradCAMpp
     from .losses import AdvCompSumLoss as AdvCompSumLoss
     from .losses import AlphaLoss as AlphaLoss
     from .losses import CompSumLoss as CompSumLoss
@@ -79,6 +82,8 @@ _lazy = {
     "EvoNorm2dS2a": "norms",
     "EvoNorm3d": "norms",
     "GeneralizedCrossEntropyLoss": "losses",
+    "GradCAM": "explain",
+    "GradCAMpp": "explain",
     "LinearCompSumLoss": "losses",
     "LogisticLoss": "losses",
     "MeanAbsoluteErrorLoss": "losses",
@@ -92,6 +97,7 @@ _lazy = {
     "PolyReLU": "activations.polycom",
     "PolyReLUNorm": "activations.polycom",
     "SmoothAdversarialCompSumLoss": "losses",
+    "SmoothGradCAMpp": "explain",
     "SumExponentialLoss": "losses",
     "TradesLoss": "losses",
     "convert_activation": "convert",

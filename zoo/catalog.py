@@ -9,6 +9,7 @@ Kind = Literal["activation", "layer", "norm", "loss", "regularizer", "adapter", 
 
 # Names a signature completes to in an editor; a test compares them with the rows.
 ActivationName = Literal["polycom", "polynorm", "polyprelu", "polyrelu", "polyrelunorm"]
+ExplainerName = Literal["grad_cam", "grad_cam_pp", "smooth_grad_cam_pp"]
 LayerName = Literal["poly_ffn", "polynorm_glu"]
 LossName = Literal[
     "adv_comp_sum",
@@ -155,6 +156,28 @@ PAPERS: dict[str, Paper] = {
         year=2018,
         arxiv="1706.06083",
     ),
+    "grad_cam": Paper(
+        title="Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
+        authors="Selvaraju et al.",
+        venue="ICCV",
+        year=2017,
+        arxiv="1610.02391",
+    ),
+    "grad_cam_pp": Paper(
+        title="Grad-CAM++: Generalized Gradient-based Visual Explanations for Deep Convolutional Networks",
+        authors="Chattopadhay et al.",
+        venue="WACV",
+        year=2018,
+        arxiv="1710.11063",
+    ),
+    "smooth_grad_cam_pp": Paper(
+        title="Smooth Grad-CAM++: An Enhanced Inference Level Visualization Technique for Deep Convolutional Neural"
+        " Network Models",
+        authors="Omeiza et al.",
+        venue="arXiv",
+        year=2019,
+        arxiv="1908.01224",
+    ),
 }
 
 _ALL_FLOATS = ("float64", "float32", "bfloat16", "float16")
@@ -222,6 +245,20 @@ def _adversarial(name: str, cls: str, summary: str, paper: str, equations: str =
     )
 
 
+def _explainer(name: str, cls: str, summary: str, equations: str = "") -> Component:
+    return Component(
+        name=name,
+        kind="explainer",
+        target=f"zoo.explain:{cls}",
+        summary=summary,
+        paper=name,
+        equations=equations,
+        tags=frozenset({"vision"}),
+        dtypes=("float64", "float32", "bfloat16"),
+        grad_order=0,
+    )
+
+
 COMPONENTS: tuple[Component, ...] = (
     _polycom("polyrelu", "activation", "PolyReLU", "learned polynomial of relu(x)", "eq. 2"),
     _polycom("polynorm", "activation", "PolyNorm", "learned sum of separately normalised powers of x", "eq. 3"),
@@ -258,4 +295,7 @@ COMPONENTS: tuple[Component, ...] = (
     _adversarial("psal", "PSALLoss", "sum of log2(1 + exp(-difference / rho)) plus the squared norm", "psal"),
     _adversarial("trades", "TradesLoss", "cross-entropy plus beta KL(clean, attacked)", "trades"),
     _adversarial("pgd_at", "PGDATLoss", "cross-entropy of attacked inputs", "pgd_at", "eq. 2.1"),
+    _explainer("grad_cam", "GradCAM", "where a score comes from: maps weighted by their mean gradient", "eq. 1, 2"),
+    _explainer("grad_cam_pp", "GradCAMpp", "the same, weighted by derivatives of the exponential score", "eq. 19"),
+    _explainer("smooth_grad_cam_pp", "SmoothGradCAMpp", "the same, with derivatives averaged over noisy copies"),
 )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
 
 from . import settings
 from .catalog import COMPONENTS, Component, Kind
@@ -90,7 +90,11 @@ def info(kind: Kind, name: str) -> Component:
     return row
 
 
-def get(kind: Kind, name: str) -> type[nn.Module]:
+@overload
+def get(kind: Literal["explainer"], name: str) -> type[Any]: ...
+@overload
+def get(kind: Kind, name: str) -> type[nn.Module]: ...
+def get(kind: Kind, name: str) -> type[Any]:
     """The class of one component; imports the one module that holds it.
 
     Raises:
@@ -105,7 +109,11 @@ def get(kind: Kind, name: str) -> type[nn.Module]:
     return _classes[kind, name]
 
 
-def create(kind: Kind, name: str, /, *args: Any, **kwargs: Any) -> nn.Module:
+@overload
+def create(kind: Literal["explainer"], name: str, /, *args: Any, **kwargs: Any) -> Any: ...
+@overload
+def create(kind: Kind, name: str, /, *args: Any, **kwargs: Any) -> nn.Module: ...
+def create(kind: Kind, name: str, /, *args: Any, **kwargs: Any) -> Any:
     """Build a component by name.
 
     Example:

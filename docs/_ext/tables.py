@@ -24,6 +24,9 @@ EVONORM_COMMAND = "python -m scripts.bench.evonorm"
 BATCH_COMMAND = "python -m scripts.bench.evonorm_batch"
 TRADES_COMMAND = "python -m scripts.bench.trades_consistency"
 NOISE_COMMAND = "python -m scripts.bench.comp_sum_noise"
+COMP_SUM_COMMAND = "python -m scripts.bench.comp_sum"
+ADVERSARIAL_COMMAND = "python -m scripts.bench.adversarial"
+STEP_COMMAND = "python -m scripts.bench.adversarial_step"
 CLAIM_WORDS = {None: "not measured", True: "holds", False: "does not hold"}
 TRADES_METHODS = {
     "trades": "TRADES, lambda {strength:g}",
@@ -37,6 +40,9 @@ COMMANDS = {
     "polycom_cpu_closed_form": CLOSED_FORM_COMMAND,
     "evonorm_cpu": EVONORM_COMMAND,
     "evonorm_cpu_closed_form": f"ZOO_KERNELS=off {EVONORM_COMMAND}",
+    "comp_sum_cpu": COMP_SUM_COMMAND,
+    "comp_sum_cpu_2_threads": f"{COMP_SUM_COMMAND} --threads 2 --out scripts/bench/results/comp_sum_cpu_2_threads.json",
+    "comp_sum_cpu_closed_form": f"ZOO_KERNELS=off {COMP_SUM_COMMAND}",
 }
 # TB/s of elementwise kernels with two tensors and with more: published for the H100, 80 % of 2.04 for the A100-80G.
 BANDWIDTHS = {"H100": (2.84, 2.94), "A100-80G": (1.63, 1.63)}
@@ -61,6 +67,20 @@ RIVALS = {
     "timm_compiled": "timm, torch.compile",
     "bn_silu": "BatchNorm + SiLU",
     "gn_silu": "GroupNorm + SiLU",
+    "cross_entropy": "F.cross_entropy",
+    "cross_entropy_compiled": "the same, torch.compile",
+    "softmax": "softmax and power",
+    "one_hot": "one-hot, clamped",
+    "linear_cross_entropy": "F.linear_cross_entropy",
+    "linear_cross_entropy_chunked": "the same in chunks",
+}
+METHODS = {"pgd_at": "PGD-AT", "trades": "TRADES, beta {:g}", "advcompsum": "smooth comp-sum, nu {:g}"}
+STEPS = {
+    "ours": "AdvCompSumLoss",
+    "our_trades": "TradesLoss",
+    "our_pgd_at": "PGDATLoss",
+    "published_trades": "TRADES as published",
+    "no_attack": "no attack",
 }
 # Activation, its name, and the training loss of the paper's 1B model after 250 B tokens, read from its figure.
 ACTIVATIONS = {
@@ -131,6 +151,7 @@ def _speed_row(case: Record, others: Iterable[str]) -> list[str]:
     ours = case["rivals"]["ours"]
     ratios = [f"{case['rivals'][name]['ratio_to_ours']:.2f}" for name in others]
     what = f"{case['shape']} {case['dtype']} {case.get('layout', '').replace('_', ' ')}".rstrip()
+    what += f" tau {case['tau']:g}" if "tau" in case else ""
     return [what, f"{ours['median_ms']:.2f} ({ours['iqr_ms']:.2f})", *ratios]
 
 
@@ -409,6 +430,53 @@ def noise() -> str:
     return f"{_claims(record['verdicts'])}\n\n{table}\n\n{describe(record)}"
 
 
+def adversarial() -> str:
+    """Clean and robust accuracy of each setting, on the pictures that chose and on the test pictures; the claims."""
+    record = load("adversarial")
+    if record is None:
+        return not_run("adversarial", ADVERSARIAL_COMMAND)
+
+    def named(method: str, strength: float) -> str:
+        return METHODS[method].format(strength)
+
+    def points(value: float, deviation: float | None = None) -> str:
+        return f"{100 * value:.1f}" + ("" if deviation is None else f" ({100 * deviation:.1f})")
+
+    choice = [
+        [named(row["method"], row["strength"]), points(row["clean"]), points(row["pgd"])]
+        for row in record["results"]
+        if row["stage"] == "choice" and "pgd" in row
+    ]
+    reasons: dict[tuple[str, float], list[str]] = {}
+    for name, cells in record["comparison"].items():
+        method, _, reason = (name, "", "") if name in METHODS else name.rpartition("_")
+        reasons.setdefault((method, cells["strength"]), []).append(reason)
+    comparison = []
+    for (method, strength), why in reasons.items():
+        cells = record["comparison"][f"{method}_{why[0]}".rstrip("_")]
+        figures = [points(cells[k], cells[f"{k}_sd"]) for k in ("clean", "pgd", "apgd-ce", "worst_case")]
+        comparison.append([named(method, strength), " and ".join(why), *figures])
+    parts = [
+        markdown(["test, mean (deviation)", "chosen as", "clean", "PGD-40", "APGD-CE", "worst case"], comparison),
+        _claims(record["verdicts"]),
+        markdown(["chosen on held-out pictures", "clean", "PGD-40"], choice),
+        describe(record),
+    ]
+    return "\n\n".join(parts)
+
+
+def adversarial_step() -> str:
+    """Time of a step of each method over that of one without attack."""
+    record = load("adversarial_step")
+    if record is None:
+        return not_run("adversarial_step", STEP_COMMAND)
+    body = []
+    for row in record["results"]:
+        plain = row["rivals"]["no_attack"]["ratio_to_ours"]
+        body.append([str(row["steps"]), *(f"{row['rivals'][name]['ratio_to_ours'] / plain:.2f}" for name in STEPS)])
+    return f"{markdown(['attack steps', *STEPS.values()], body)}\n\n{describe(record)}"
+
+
 def records() -> dict[str, Record]:
     """Every committed result by the name of its file; those of `--quick` are left out."""
     files = sorted(RESULTS.glob("*.json")) if RESULTS.is_dir() else []
@@ -473,4 +541,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "runs": runs,
     "trades-consistency": trades_consistency,
     "comp-sum-noise": noise,
+    "comp-sum-speed": lambda: speed("comp_sum_cpu", brief=False),
+    "comp-sum-speed-brief": lambda: speed("comp_sum_cpu", brief=True),
+    "comp-sum-speed-2-threads": lambda: speed("comp_sum_cpu_2_threads", brief=True),
+    "comp-sum-speed-closed-form": lambda: speed("comp_sum_cpu_closed_form", brief=True),
+    "adversarial": adversarial,
+    "adversarial-step": adversarial_step,
 }

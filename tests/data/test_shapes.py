@@ -192,6 +192,66 @@ def test_several_labels_and_their_boxes():
     assert repeated
 
 
+def test_shapes_that_are_not_turned_stand_upright():
+    turned, upright = (Shapes(size=64, num_classes=2, length=40, noise=0, rotate=rotate) for rotate in (True, False))
+    assert torch.equal(turned.pictures("train").classes, upright.pictures("train").classes)
+    drawn = upright.pictures("train")
+    squares = drawn.classes[:, 0] == 1
+    for picture, (x0, y0, x1, y1) in zip(drawn.pictures[squares], drawn.boxes[squares, 0].tolist(), strict=True):
+        square = picture[:, y0 + 1 : y1 - 1, x0 + 1 : x1 - 1].flatten(1)
+        assert (square == square[:, :1]).all()  # filled to the corners of its box
+    assert not torch.equal(turned.pictures("train").boxes, drawn.boxes)
+
+
+@pytest.mark.parametrize(("same", "others"), [(2, 1), (3, 0), (1, 3)])
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_repeated_shapes_are_of_one_class_beside_others(same, others, noise):
+    data = Shapes(size=48, num_classes=4, multi_label=True, clutter=1, noise=noise)
+    pictures, classes, boxes = data.repeated(300, same, others)
+    assert (pictures.shape, pictures.dtype) == ((300, 3, 48, 48), torch.float32)
+    assert 0 <= pictures.min() < pictures.max() <= 1
+    assert torch.equal(pictures, (pictures * 255).round() / 255)
+    assert (classes.shape, boxes.shape) == ((300, same + others), (300, same + others, 4))
+    assert (classes[:, :same] == classes[:, :1]).all()
+    assert (classes[:, same:] != classes[:, :1]).all()
+    assert (classes >= 0).all()
+    for column in classes.T:
+        assert column.bincount(minlength=4).min() > 40
+    occupied = torch.zeros(300, 48, 48)
+    for picture, picture_boxes in zip(occupied, boxes.tolist(), strict=True):
+        for x0, y0, x1, y1 in picture_boxes:
+            picture[y0:y1, x0:x1] += 1
+    assert occupied.max() == 1
+    assert (boxes[..., 2:] - boxes[..., :2]).min() >= 4
+    again, _, _ = data.repeated(5, same, others)
+    assert torch.equal(again, pictures[:5])
+
+
+def test_boxes_of_repeated_shapes_hold_them():
+    """Upright squares fill theirs, of a colour that is nowhere else."""
+    data = Shapes(size=64, num_classes=2, noise=0, rotate=False)
+    pictures, classes, boxes = data.repeated(40)
+    for picture, numbers, around in zip(pictures, classes.tolist(), boxes.tolist(), strict=True):
+        for number, (x0, y0, x1, y1) in zip(numbers, around, strict=True):
+            inside = picture[:, y0 + 1 : y1 - 1, x0 + 1 : x1 - 1]
+            colour = inside[:, inside.shape[1] // 2, inside.shape[2] // 2, None, None]
+            share = (inside == colour).all(0).float().mean().item()
+            if number:
+                assert share == 1
+            else:
+                assert 0.75 < share < 0.9  # a circle: pi / 4, and more without its outermost pixels
+
+
+def test_repeated_shapes_that_cannot_be_drawn_are_refused():
+    data = Shapes(size=32)
+    with pytest.raises(DataError, match="Shapes: same must be at least 1 and others 0, got 0 and 1"):
+        data.repeated(3, same=0)
+    with pytest.raises(DataError, match="Shapes: same must be at least 1 and others 0, got 2 and -1"):
+        data.repeated(3, others=-1)
+    with pytest.raises(DataError, match="size must be at least 36 pixels for 5 object.s., got 32"):
+        data.repeated(3, same=5, others=0)
+
+
 def test_one_label_has_one_box():
     data = Shapes(length=8, return_boxes=True)
     for i in range(8):

@@ -13,7 +13,7 @@ from torch import nn
 from zoo import PolyReLU
 from zoo.errors import ComponentArgumentError, UnknownComponentError
 from zoo.norms import EvoNorm2d
-from zoo.tasks import MLP, ImageClassifier, PlainCNN, PreActResNet18, WideResNet
+from zoo.tasks import MLP, ImageClassifier, PlainCNN, PreActResNet18, SmallVGG, WideResNet
 from zoo.tasks.backbones import BACKBONES, PreActBlock, build_backbone
 
 
@@ -37,6 +37,7 @@ def test_wide_resnets_are_of_the_papers_size(depth: int, width: int, millions: f
         (lambda: WideResNet(10), 36_479_194),
         (lambda: PreActResNet18(10), 11_172_170),
         (lambda: MLP(10), 64 * 256 + 256 * 256 + 256 * 10 + 256 + 256 + 10),
+        (lambda: SmallVGG(4), 27 * 16 + 144 * 32 + 288 * 64 + 576 * 64 + 2 * 176 + 1024 * 64 + 64 + 256 + 4),
         (lambda: PlainCNN(10, size=16), 27 * 32 + 288 * 64 + 576 * 64 + 1024 * 128 + 1280 + 32 + 64 + 64 + 128 + 10),
     ],
 )
@@ -49,13 +50,17 @@ def test_parameters_are_counted(make: Callable[[], nn.Module], count: int) -> No
 @pytest.mark.parametrize("name", sorted(BACKBONES))
 def test_pictures_of_any_size_and_channels_are_taken(name: str, size: int) -> None:
     given = (
-        {"size": size} if name in ("plain_cnn", "mlp") else {"depth": 10, "width": 1} if name == "wide_resnet" else {}
+        {"size": size}
+        if name in ("plain_cnn", "small_vgg", "mlp")
+        else {"depth": 10, "width": 1}
+        if name == "wide_resnet"
+        else {}
     )
     net = build_backbone({"name": name, **given}, num_classes=7, in_channels=2).eval()
     assert net(torch.rand(2, 2, size, size)).shape == (2, 7)
 
 
-@pytest.mark.parametrize("make", [PlainCNN, MLP])
+@pytest.mark.parametrize("make", [PlainCNN, SmallVGG, MLP])
 def test_pictures_of_another_shape_are_refused(make: type) -> None:
     net = make(10, in_channels=3, size=8)
     with pytest.raises(ValueError, match=f"{make.__name__} was made for pictures of 3 x 8 x 8, got 3 x 9 x 8; give it"):
@@ -73,6 +78,26 @@ def test_plain_cnn_starts_as_the_recipe_has_it() -> None:
     assert net.head.weight.abs().max() > 0.1  # normal: nn.Linear's own is uniform, and of nearly that deviation here
     assert not net.head.bias.any()
     assert [m.stride for m in net.features if isinstance(m, nn.Conv2d)] == [(1, 1), (2, 2), (2, 2)]
+
+
+def test_the_last_map_of_a_small_vgg_is_fine_and_its_tail_not_linear() -> None:
+    net = SmallVGG(4, size=64).eval()
+    features = net.features(torch.rand(2, 3, 64, 64))
+    assert features.shape == (2, 64, 16, 16)
+    assert features.min() == 0  # behind an activation
+    torch.testing.assert_close(net(x := torch.rand(2, 3, 64, 64)), net.head(net.pool(net.features(x))))
+
+    def gradient(last: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.functional.jacobian(lambda a: net.head(net.pool(a))[0, 0], last)
+
+    assert not torch.equal(gradient(torch.rand(1, 64, 16, 16)), gradient(torch.rand(1, 64, 16, 16)))
+
+
+def test_a_small_vgg_takes_other_layers_and_widths() -> None:
+    net = SmallVGG(5, in_channels=1, size=32, widths=[2, 3, 4, 6], hidden=7, act="torch.nn.GELU", norm="evonorm_b0")
+    assert sum(isinstance(m, nn.GELU) for m in net.modules()) == 5
+    assert [m.num_features for m in net.modules() if isinstance(m, EvoNorm2d)] == [2, 3, 4, 6]
+    assert net(torch.rand(3, 1, 32, 32)).shape == (3, 5)
 
 
 def test_residual_convolutions_keep_the_variance_of_gradients() -> None:
@@ -169,6 +194,13 @@ def test_any_class_goes_by_path_mapping_or_itself() -> None:
         ),
         ({"name": "wide_resnet", "width": 0}, ValueError, "WideResNet: width must be at least 1, got 0"),
         ({"name": "plain_cnn", "size": 0}, ValueError, "PlainCNN: size must be at least 1, got 0"),
+        ({"name": "small_vgg", "size": 0}, ValueError, "SmallVGG: size must be at least 1, got 0"),
+        (
+            {"name": "small_vgg", "widths": [4, 4]},
+            ValueError,
+            "SmallVGG: widths must be four, and every width at least 1, got [4, 4] and hidden 64",
+        ),
+        ({"name": "small_vgg", "hidden": 0}, ValueError, "every width at least 1, got [16, 32, 64, 64] and hidden 0"),
         ({"name": "mlp", "hidden": [4, 0]}, ValueError, "MLP: every hidden width must be at least 1, got [4, 0]"),
     ],
 )

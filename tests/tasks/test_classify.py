@@ -113,6 +113,21 @@ def test_arguments_out_of_range_are_refused(arguments: dict, message: str) -> No
         ImageClassifier(**arguments)
 
 
+def test_several_labels_are_judged_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a probability of 1/2, also in a batch whose logits could be probabilities."""
+    model = ImageClassifier(num_classes=2, multi_label=True)
+    logits = torch.tensor([[0.2, 0.9], [0.4, 0.1], [0.3, 0.0]])
+    model.net = nn.Identity()
+    logged: dict = {}
+    monkeypatch.setattr(model, "log_dict", lambda metrics, **_: logged.update(metrics))
+    target = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+    model._evaluate((logits, target), "val", model.val_loss, model.val_quality)
+    assert set(logged) == {"val/loss", "val/acc", "val/map"}
+    assert logged["val/acc"].compute().item() == pytest.approx(5 / 6)
+    assert logged["val/map"].compute().item() == pytest.approx((1 / 2 * (1 + 2 / 3) + 1) / 2, abs=0.01)
+    assert set(ImageClassifier(num_classes=2).val_quality) == {"acc"}
+
+
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_training_improves_and_reports(multi_label: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -125,4 +140,6 @@ def test_training_improves_and_reports(multi_label: bool, tmp_path: Path, monkey
     result = json.loads(Path("runs/shapes_polyrelu/report/result.json").read_text())
     assert result["best"]["metric"] == quality
     assert result["best"]["value"] > 0.5  # a third would be chance
+    assert ("val/map" in result["final"]) is multi_label
+    assert "val/acc" in result["final"]
     assert Path("runs/shapes_polyrelu/report/confusion.png").exists() is not multi_label

@@ -105,7 +105,8 @@ class ShapePictures(Dataset[tuple]):
     Args:
         split: "train", "val" or "test".
         length: number of pictures.
-        size, num_classes, multi_label, max_objects, clutter, noise, return_boxes, seed: as in :class:`Shapes`.
+        size, num_classes, multi_label, max_objects, rotate, clutter, noise, return_boxes, seed: as in
+            :class:`Shapes`.
 
     Returns:
         Per index, picture and target, and the boxes if asked for, as :class:`Shapes` describes them.
@@ -120,6 +121,7 @@ class ShapePictures(Dataset[tuple]):
         num_classes: int,
         multi_label: bool,
         max_objects: int,
+        rotate: bool,
         clutter: int,
         noise: float,
         return_boxes: bool,
@@ -134,11 +136,9 @@ class ShapePictures(Dataset[tuple]):
             index = torch.arange(start, min(start + _CHUNK, length))
             sizes = _sizes(max_objects, clutter)
             uniform, normal = _random(split, index, seed, sum(sizes), size if noise else 0)
-            scene = _scene(index, uniform.split(sizes, dim=1), size, num_classes, multi_label)
+            scene = _scene(index, uniform.split(sizes, dim=1), size, num_classes, multi_label, rotate)
             picture, self.boxes[index] = draw(scene, size)
-            if noise:
-                picture = picture + noise * normal
-            self.pictures[index] = (picture.clamp(0, 1) * 255).round().byte()
+            self.pictures[index] = _exposed(picture, noise, normal)
             self.classes[index] = scene.classes
 
     def __len__(self) -> int:
@@ -188,6 +188,7 @@ class Shapes(L.LightningDataModule):
         return_boxes: add boxes and labels of the objects to every batch.
         seed: seed of the pictures and of the training order.
         num_workers: loader processes.
+        rotate: turn each shape by any angle, instead of none.
 
     Raises:
         DataError: if an argument is out of range, or the pictures are too small for so many objects.
@@ -207,6 +208,7 @@ class Shapes(L.LightningDataModule):
         return_boxes: bool = False,
         seed: int = 0,
         num_workers: int = 0,
+        rotate: bool = True,
     ) -> None:
         super().__init__()
         at_least_one = {"length": length, "val_length": val_length, "batch_size": batch_size}
@@ -222,12 +224,11 @@ class Shapes(L.LightningDataModule):
             raise DataError(f"Shapes: max_objects must be 1 to 9, got {max_objects}")
         if not 0 <= noise < math.inf:
             raise DataError(f"Shapes: noise must be finite and not negative, got {noise}")
-        objects = max_objects if multi_label else 1
-        if size < (smallest := _cells(objects) * _SMALLEST_CELL):
-            raise DataError(f"Shapes: size must be at least {smallest} pixels for {objects} object(s), got {size}")
+        _check_room(size, max_objects if multi_label else 1)
         self.class_names = CLASS_NAMES[:num_classes]
         self.size, self.num_classes, self.clutter, self.noise = size, num_classes, clutter, noise
         self.multi_label, self.max_objects, self.return_boxes = multi_label, max_objects, return_boxes
+        self.rotate = rotate
         self.lengths = dict(zip(SPLITS, (length, val_length, val_length), strict=True))
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
         self._drawn: dict[str, ShapePictures] = {}
@@ -248,6 +249,7 @@ class Shapes(L.LightningDataModule):
                 num_classes=self.num_classes,
                 multi_label=self.multi_label,
                 max_objects=self.max_objects,
+                rotate=self.rotate,
                 clutter=self.clutter,
                 noise=self.noise,
                 return_boxes=self.return_boxes,
@@ -268,6 +270,36 @@ class Shapes(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         return self.test_dataloader()
+
+    def repeated(self, length: int, same: int = 2, others: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures of several objects of one class, beside some of other classes: does a heat map find each of them?
+
+        Args:
+            length: number of pictures; drawn at once, from random numbers of the test split.
+            same: objects of one class, a picture.
+            others: objects of any other class.
+
+        Returns:
+            Pictures float32 [N, 3, size, size] in [0, 1]; classes int64 [N, M] of the M = same + others objects, those
+            that are alike first; their boxes, int64 [N, M, 4].
+
+        Raises:
+            DataError: if `same` is below 1 or `others` below 0, or the pictures are too small for so many objects.
+        """
+        if same < 1 or others < 0:
+            raise DataError(f"Shapes: same must be at least 1 and others 0, got {same} and {others}")
+        objects = same + others
+        _check_room(self.size, objects)
+        index, sizes = torch.arange(length), _sizes(objects, self.clutter)
+        uniform, normal = _random("test", index, self.seed, sum(sizes), self.size if self.noise else 0)
+        parts = uniform.split(sizes, dim=1)
+        kind = parts[2]
+        asked = (kind[:, :1] * self.num_classes).long()
+        other = (asked + 1 + (kind[:, same:] * (self.num_classes - 1)).long()) % self.num_classes
+        classes = torch.cat([asked.expand(-1, same), other], 1)
+        scene = _scene(index, parts, self.size, self.num_classes, True, self.rotate)._replace(classes=classes)
+        picture, boxes = draw(scene, self.size)
+        return _exposed(picture, self.noise, normal).float() / 255, classes, boxes
 
 
 def draw(scene: Scene, size: int) -> tuple[Tensor, Tensor]:
@@ -306,6 +338,13 @@ def draw(scene: Scene, size: int) -> tuple[Tensor, Tensor]:
     return picture, _boxes(cover >= 0.5)
 
 
+def _exposed(picture: Tensor, noise: float, normal: Tensor) -> Tensor:
+    """The picture as it is kept: with noise, clipped, in 256 levels."""
+    if noise:
+        picture = picture + noise * normal
+    return (picture.clamp(0, 1) * 255).round().byte()
+
+
 def _share(distance: Tensor) -> Tensor:
     """Share of a pixel that an edge at this signed distance, in pixels, leaves inside: linear while it crosses."""
     return (0.5 - distance).clamp_(0, 1)
@@ -319,6 +358,11 @@ def _boxes(mask: Tensor) -> Tensor:
         first, last = line.byte().argmax(-1), size - line.flip(-1).byte().argmax(-1)
         sides.append(torch.stack([first, last], -1) * line.any(-1, keepdim=True))
     return torch.stack(sides, -1).flatten(-2)
+
+
+def _check_room(size: int, objects: int) -> None:
+    if size < (smallest := _cells(objects) * _SMALLEST_CELL):
+        raise DataError(f"Shapes: size must be at least {smallest} pixels for {objects} object(s), got {size}")
 
 
 def _cells(objects: int) -> int:
@@ -348,7 +392,9 @@ def _random(split: str, index: Tensor, seed: int, count: int, size: int) -> tupl
     return uniform, normal
 
 
-def _scene(index: Tensor, uniform: tuple[Tensor, ...], size: int, num_classes: int, multi_label: bool) -> Scene:
+def _scene(
+    index: Tensor, uniform: tuple[Tensor, ...], size: int, num_classes: int, multi_label: bool, rotate: bool
+) -> Scene:
     """Turn uniform numbers, parted by `_sizes`, into scenes."""
     count, order, kind, place, radius, angle, colour, background, grating, stroke, stroke_colour = uniform
     m, side = kind.shape[1], math.isqrt(order.shape[1])
@@ -377,7 +423,7 @@ def _scene(index: Tensor, uniform: tuple[Tensor, ...], size: int, num_classes: i
         classes=classes,
         centre=centre,
         radius=radius,
-        angle=turn * angle,
+        angle=turn * angle * rotate,
         colour=contrasting(colour),
         background=background,
         grating=grating,

@@ -1,7 +1,7 @@
 """Lightning modules: what the components are trained on, and the callbacks that go with them."""
 
 from .adversarial import AdversarialClassifier
-from .backbones import MLP, PlainCNN, PreActResNet18, WideResNet
+from .backbones import MLP, PlainCNN, PreActResNet18, SmallVGG, WideResNet
 from .classify import ImageClassifier
 from .gan import ConditionalGAN
 from .lm import LanguageModel
@@ -19,6 +19,7 @@ __all__ = [
     "PlainCNN",
     "PreActResNet18",
     "RobustEval",
+    "SmallVGG",
     "WarmupCosine",
     "WarmupMultiStep",
     "WideResNet",

@@ -111,6 +111,65 @@ class MLP(nn.Module):
         return self.layers(images)
 
 
+class SmallVGG(nn.Module):
+    """Four 3x3 convolutions with norm and activation, a 2x2 maximum behind the first two, and two linear layers.
+
+    Made to be explained: the last map has a quarter of the picture's height and width, fine enough for a heat map, and
+    behind it a 4x4 maximum and a hidden layer leave nothing linear. The last map is the output of `features`.
+
+    Args:
+        num_classes: outputs.
+        in_channels: channels of a picture.
+        size: height and width of a picture, which the first linear layer is made for.
+        widths: channels of the four convolutions.
+        hidden: width of the hidden layer.
+        act, norm: activation and normalisation, by registry name, dotted path or mapping, or a class.
+
+    Shape:
+        [B, in_channels, size, size] -> [B, num_classes].
+
+    Raises:
+        ValueError: if `size` or a width is below 1, or there are not four widths; in forward, for pictures of another
+            size.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 3,
+        *,
+        size: int = 64,
+        widths: Sequence[int] = (16, 32, 64, 64),
+        hidden: int = 64,
+        act: ActivationSpec = nn.ReLU,
+        norm: NormSpec = nn.BatchNorm2d,
+    ) -> None:
+        super().__init__()
+        _check_size(type(self).__name__, size)
+        if len(widths) != 4 or min(*widths, hidden) < 1:
+            raise ValueError(
+                f"SmallVGG: widths must be four, and every width at least 1, got {list(widths)} and hidden {hidden}"
+            )
+        make_act, make_norm = factory("activation", act), factory("norm", norm)
+        self.in_channels, self.size = in_channels, size
+        blocks = []
+        for i, (before, after) in enumerate(pairwise([in_channels, *widths])):
+            block = [nn.Conv2d(before, after, 3, padding=1, bias=False), make_norm(after), make_act()]
+            if i < 2:
+                block.append(nn.MaxPool2d(2, ceil_mode=True))
+            blocks.append(nn.Sequential(*block))
+        self.features = nn.Sequential(*blocks)
+        self.pool = nn.MaxPool2d(4, ceil_mode=True)
+        side = -(-size // 16)
+        self.head = nn.Sequential(
+            nn.Flatten(), nn.Linear(widths[-1] * side**2, hidden), make_act(), nn.Linear(hidden, num_classes)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        _check_pictures(self, images)
+        return self.head(self.pool(self.features(images)))
+
+
 class PreActNet(nn.Module):
     """A 3x3 stem and stages of pre-activation blocks; each stage but the first halves the picture.
 
@@ -251,6 +310,7 @@ class PreActResNet18(PreActNet):
 BACKBONES: dict[str, type[nn.Module]] = {
     "mlp": MLP,
     "plain_cnn": PlainCNN,
+    "small_vgg": SmallVGG,
     "preact_resnet18": PreActResNet18,
     "wide_resnet": WideResNet,
 }
@@ -363,7 +423,7 @@ def _check_size(name: str, size: int) -> None:
         raise ValueError(f"{name}: size must be at least 1, got {size}")
 
 
-def _check_pictures(net: PlainCNN | MLP, images: Tensor) -> None:
+def _check_pictures(net: PlainCNN | MLP | SmallVGG, images: Tensor) -> None:
     expected = (net.in_channels, net.size, net.size)
     if tuple(images.shape[1:]) != expected:
         raise ValueError(

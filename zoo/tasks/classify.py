@@ -10,9 +10,14 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.aggregation import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MultilabelAveragePrecision
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MultilabelAccuracy,
+    MultilabelAveragePrecision,
+)
 
 from ..errors import DataError
 from ..registry import factory
@@ -26,13 +31,13 @@ class ImageClassifier(L.LightningModule):
 
     Args:
         num_classes: number of classes.
-        multi_label: several labels a picture; targets are then [B, num_classes] of 0 and 1, and `val/map` (mean average
-            precision) takes the place of `val/acc`.
+        multi_label: several labels a picture; targets are then [B, num_classes] of 0 and 1, `val/acc` is the share of
+            labels told right at a probability of 1/2, and `val/map` (mean average precision) stands beside it.
         in_channels: channels of a picture: 3 for colour, 1 for grey.
         mean, std: the network sees (picture - mean) / std, with one number or one for each channel; for data that
             leaves its pictures in [0, 1]. Layers that do not subtract a mean themselves, as EvoNorm, need centred
             pictures to train well.
-        backbone: None for :class:`SmallResNet`; "mlp", "plain_cnn", "preact_resnet18" or "wide_resnet" of
+        backbone: None for :class:`SmallResNet`; "mlp", "plain_cnn", "small_vgg", "preact_resnet18" or "wide_resnet" of
             :mod:`zoo.tasks.backbones`, with arguments as {name: wide_resnet, depth: 16}; the name of a timm model; or
             any class that takes `num_classes` and `in_channels`, by dotted path or {class_path: ..., init_args: ...}.
         width, depth: channels of the first stage and blocks a stage of :class:`SmallResNet`.
@@ -172,19 +177,23 @@ class ImageClassifier(L.LightningModule):
         """What validation reports as the loss."""
         return self.loss(logits, target)
 
-    def _quality(self) -> Metric:
+    def _quality(self) -> MetricCollection:
+        """Metrics by the name they are logged under."""
+        metrics: dict[str, Metric | MetricCollection] = {"acc": MulticlassAccuracy(self.num_classes, average="micro")}
         if self.multi_label:
-            return MultilabelAveragePrecision(self.num_classes, thresholds=200)
-        return MulticlassAccuracy(self.num_classes, average="micro")
+            metrics["acc"] = MultilabelAccuracy(self.num_classes, average="micro")
+            metrics["map"] = MultilabelAveragePrecision(self.num_classes, thresholds=200)
+        return MetricCollection(metrics, compute_groups=False)  # logged one by one
 
-    def _evaluate(self, batch: Any, stage: str, loss: MeanMetric, quality: Metric) -> None:
+    def _evaluate(self, batch: Any, stage: str, loss: MeanMetric, quality: MetricCollection) -> None:
         images, target = batch[:2]
         logits = self(images)
         loss.update(self._criterion(logits, target), len(images))  # weighted: the last batch may be smaller
-        quality.update(logits, target.long())
+        # Probabilities: the metrics of several labels take a batch of logits for such if all lie in [0, 1].
+        quality.update(logits.sigmoid() if self.multi_label else logits, target.long())
         if self.confusion is not None and stage == "val" and not self.trainer.sanity_checking:
             self.confusion.update(logits, target)
-        metrics = {f"{stage}/loss": loss, f"{stage}/{'map' if self.multi_label else 'acc'}": quality}
+        metrics = {f"{stage}/loss": loss, **{f"{stage}/{name}": metric for name, metric in quality.items()}}
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)
 
 

@@ -213,10 +213,12 @@ def _of_classes(
     rho: float,
     cap: float,
     backend: Backend,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | int]:
     """Loss of each element, and the sum of the weights of those that count."""
     target = target.long()
-    check_classes(target, input.shape[1], ignore_index)
+    every = check_classes(target, input.shape[1], ignore_index)
+    if every and weight is None and not label_smoothing and aux == "exp":  # no mask, no sum of it
+        return row_losses(input, target, tau, cap, ignore_index, backend), target.numel()
     kept = target != ignore_index
     if aux == "exp":
         loss = row_losses(input, target, tau, cap, ignore_index, backend)
@@ -359,15 +361,19 @@ def check_max_weight(max_weight: float | None, of: str) -> None:
         raise ValueError(f"{of}: max_weight must be at least 1, got {max_weight}")
 
 
-def check_classes(target: Tensor, classes: int, ignore_index: int) -> None:
-    """Raises IndexError that names the first class out of range and its place; on the CPU only."""
+def check_classes(target: Tensor, classes: int, ignore_index: int) -> bool:
+    """Whether it is known that no target is ignored.
+
+    Raises:
+        IndexError: that names the first class out of range and its place; on the CPU only.
+    """
     if target.device.type != "cpu" or torch.compiler.is_compiling() or transformed():
-        return  # reading it would wait for the device, or break the graph
+        return False  # reading it would wait for the device, or break the graph
     if not target.numel():
-        return
+        return True
     low, high = map(int, target.aminmax())  # the usual case in one pass
     if low >= 0 and high < classes:
-        return
+        return not low <= ignore_index <= high
     wrong = ((target < 0) | (target >= classes)) & (target != ignore_index)
     if bool(wrong.any()):
         place = wrong.nonzero()[0].tolist()
@@ -375,3 +381,4 @@ def check_classes(target: Tensor, classes: int, ignore_index: int) -> None:
             f"comp_sum_loss: target{place} is {int(target[tuple(place)])}, but there are {classes} classes;"
             f" give classes in [0, {classes}), or ignore_index, {ignore_index}"
         )
+    return False

@@ -16,7 +16,7 @@ from ...kernels.ops import compute_dtype, prefers_formula, prepare
 from .functional import Backend, Reduction, check_classes, check_reduction, check_smoothing, check_tau, comp_sum_loss
 from .ops import comp_sum_backward, comp_sum_forward
 
-_CHUNK_BYTES = 16 * 2**20  # of a chunk's scores
+_CHUNK_BYTES = 8 * 2**20  # of a chunk's scores
 _FEWEST_ROWS = 64  # each chunk reads and writes the matrix's gradient once: a few rows at a time would do little else
 
 
@@ -46,7 +46,7 @@ def linear_comp_sum_loss(
         tau: >= 0, one for all rows.
         linear_bias: [C] or None.
         weight, ignore_index, reduction, label_smoothing: as for :func:`comp_sum_loss`.
-        chunk_size: rows at a time; None for as many as make 16 MiB of scores, at least 64.
+        chunk_size: rows at a time; None for as many as make 8 MiB of scores, at least 64.
         backend: "auto", or "eager" for the plain composition, which torch.export and torch.func also use.
 
     Returns:
@@ -170,7 +170,10 @@ class _Gradients:
         self.features, self.matrix, self.bias = features, matrix, bias
         dtype = compute_dtype(matrix.dtype)
         self.of_features = torch.empty_like(features) if wanted[0] else None
-        self.of_matrix = torch.zeros_like(matrix, dtype=dtype) if wanted[1] else None
+        # nothing is added to zeros where the first chunk can write: the matrix is large
+        self.written = not len(features) or dtype is not matrix.dtype
+        make = torch.zeros_like if self.written else torch.empty_like
+        self.of_matrix = make(matrix, dtype=dtype) if wanted[1] else None
         self.of_bias = torch.zeros_like(bias, dtype=dtype) if bias is not None and wanted[2] else None
 
     def add(self, rows: slice, slope: Tensor) -> None:
@@ -178,9 +181,10 @@ class _Gradients:
             torch.mm(slope, self.matrix, out=self.of_features[rows])
         if self.of_matrix is not None:
             if self.of_matrix.dtype is slope.dtype:
-                self.of_matrix.addmm_(slope.t(), self.features[rows])
+                self.of_matrix.addmm_(slope.t(), self.features[rows], beta=int(self.written))
             else:
                 self.of_matrix += slope.t() @ self.features[rows]
+            self.written = True
         if self.of_bias is not None:
             self.of_bias += slope.sum(0, dtype=self.of_bias.dtype)
 

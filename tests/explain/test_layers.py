@@ -1,0 +1,302 @@
+"""Which layer is explained, and how its output becomes maps."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from tests.explain import brute
+from zoo.explain import (
+    CAMWarning,
+    GradCAM,
+    GradCAMpp,
+    NHWCReshape,
+    SegmentationTarget,
+    SmoothGradCAMpp,
+    TokenReshape,
+)
+from zoo.explain.errors import (
+    ExactTooLarge,
+    LayerCalledTwice,
+    LayerNotReached,
+    NotSpatial,
+    ReshapeNeeded,
+    UnknownLayer,
+    ZeroGradient,
+)
+
+SIZE = 64
+# model, its arguments, the layer chosen for it, cells of its map at 64 pixels
+FAMILIES = [
+    ("resnet18", {"zero_init_last": False}, "layer4.0", 2),
+    ("resnet50", {"zero_init_last": False}, "layer4.1", 2),
+    ("vgg11", {}, "features.19", 4),
+    ("densenet121", {}, "features.denseblock4", 2),
+    ("mobilenetv3_small_100", {}, "blocks.5", 2),
+    ("tf_efficientnet_lite0", {}, "blocks.6", 2),
+    ("convnext_atto", {}, "stages.3", 2),
+    ("vit_tiny_patch16_224", {"img_size": SIZE}, "blocks.10", 4),
+    ("swin_tiny_patch4_window7_224", {"img_size": SIZE}, "layers.3", 2),
+    ("regnetx_002", {}, "s3", 4),
+]
+
+
+def made(name: str, **options) -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(name, pretrained=False, num_classes=10, **options).eval()
+
+
+@pytest.mark.parametrize(("name", "options", "layer", "cells"), FAMILIES, ids=[row[0] for row in FAMILIES])
+@pytest.mark.filterwarnings("ignore:.*0 everywhere")  # untrained networks
+def test_families(name: str, options: dict, layer: str, cells: int) -> None:
+    model, x = made(name, **options), torch.randn(2, 3, SIZE, SIZE)
+    cam = SmoothGradCAMpp(model, n_samples=2)
+    result = cam(x)
+    assert cam.layers == [layer]
+    assert result.maps[layer].shape == (2, cells, cells)
+    assert result.linear_tail == {layer: False}
+    assert result.heatmap().shape == (2, SIZE, SIZE)
+    assert bool(result.heatmap().isfinite().all())
+
+
+@pytest.mark.filterwarnings("ignore:.*0 everywhere")
+@pytest.mark.parametrize("dims", [1, 3])
+def test_other_numbers_of_axes(dims: int) -> None:
+    torch.manual_seed(0)
+    conv, pool = ((nn.Conv1d, nn.AdaptiveAvgPool1d), None, (nn.Conv3d, nn.AdaptiveAvgPool3d))[dims - 1]
+    model = nn.Sequential(conv(2, 4, 3), nn.ReLU(), conv(4, 5, 3), nn.ReLU(), pool(1), nn.Flatten(), nn.Linear(5, 3))
+    cam = SmoothGradCAMpp(model, "1", n_samples=2)
+    result = cam(torch.randn(2, 2, *(9,) * dims))
+    assert result.maps["1"].shape == (2, *(7,) * dims)
+    assert result.heatmap().shape == (2, *(9,) * dims)
+    automatic = SmoothGradCAMpp(model, n_samples=2)
+    automatic(torch.randn(2, 2, *(9,) * dims))
+    assert automatic.layers == ["2"]  # behind the second convolution relu and pooling follow, behind relu only pooling
+
+
+def test_segmentation_network_of_torchvision() -> None:
+    from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
+
+    torch.manual_seed(0)
+    model = deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3).eval()
+    found = GradCAM(model, "classifier.0")(torch.randn(2, 3, 64, 64), SegmentationTarget(1))
+    assert found.maps["classifier.0"].shape == (2, 4, 4)
+
+
+def test_densenet_keeps_negative_activations() -> None:
+    """The relu behind its last normalisation works in place."""
+    from torchvision.models import densenet121
+
+    torch.manual_seed(0)
+    model = densenet121(weights=None, num_classes=5).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.5)
+    x = torch.randn(1, 3, SIZE, SIZE)
+    with torch.no_grad():
+        expected = model.features(x)
+    assert float(expected.min()) < -1
+    parts = GradCAM(model, "features.norm5").feature_maps(x, 1, top_k=1024)
+    for part in parts[::100]:
+        maps = expected[0, part.index]
+        weight = (
+            model.classifier.weight[1, part.index].detach() / 4 * (maps > 0).float().mean()
+        )  # what relu lets through
+        torch.testing.assert_close(part.map, maps * weight)
+
+
+# Linear tails
+
+
+def test_a_linear_tail_is_noticed_and_nothing_is_drawn() -> None:
+    model, x = made("resnet18", zero_init_last=False), torch.randn(2, 3, SIZE, SIZE)
+    expected = GradCAMpp(model, "layer4").heatmap(x)
+    drawn = SmoothGradCAMpp(model, "layer4", n_samples=8, sigma=0.3, linear_tail="sample")(x)
+    assert float((drawn.heatmap() - expected).abs().max()) <= 1e-6
+    assert drawn.n_forwards == 9
+    cam = SmoothGradCAMpp(model, "layer4", n_samples=8, sigma=0.3)
+    with pytest.warns(CAMWarning, match="linear behind layer4.*this is Grad-CAM.*take layers='layer4.0'"):
+        first = cam(x)
+    assert first.linear_tail == {"layer4": True}
+    assert first.n_forwards == 3
+    second = cam(x)
+    assert second.n_forwards == 1
+    assert second.linear_tail == {"layer4": True}
+    for result in (first, second):
+        assert torch.equal(result.heatmap(), expected)
+        torch.testing.assert_close(result.log_scale, result.scores)
+
+
+def test_a_function_of_linear_scores_is_looked_at_anew() -> None:
+    """Behind a linear tail a product of scores is not linear."""
+    model, x = made("resnet18", zero_init_last=False), torch.randn(1, 3, SIZE, SIZE)
+    cam = SmoothGradCAMpp(model, "layer4", n_samples=2)
+    with pytest.warns(CAMWarning, match="linear"):
+        cam(x, 1)
+    assert cam(x, lambda s: s[:, 1] * s[:, 2]).linear_tail == {"layer4": False}
+    assert cam(x, lambda s: s[:, 1]).linear_tail == {"layer4": True}
+    assert cam(x, lambda s: s[:, 1]).n_forwards == 3
+
+
+def test_of_two_layers_one_may_have_a_linear_tail() -> None:
+    model, x = made("resnet18", zero_init_last=False), torch.randn(1, 3, SIZE, SIZE)
+    result = SmoothGradCAMpp(model, ["layer3", "layer4"], n_samples=3)(x, 1)
+    assert result.linear_tail == {"layer3": False, "layer4": True}
+    assert result.n_forwards == 5  # the image, three copies, another image
+
+
+def test_the_deepest_layer_is_to_be_had() -> None:
+    model, x = made("resnet18", zero_init_last=False), torch.randn(1, 3, SIZE, SIZE)
+    cam = SmoothGradCAMpp(model, "last", n_samples=2)
+    assert cam(x, 1).linear_tail == {"layer4.1": True}
+    assert cam.layers == ["layer4.1"]
+    cam.close()
+    assert cam.layers is None
+
+
+def test_a_network_without_another_layer_says_so() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    cam = SmoothGradCAMpp(model, n_samples=2)
+    with pytest.warns(CAMWarning, match="linear behind every layer: smoothing changes nothing"):
+        cam(torch.randn(1, 3, 8, 8), 1)
+    assert cam.layers == ["0"]
+
+
+# Names
+
+
+def test_layers_by_name_and_as_modules() -> None:
+    model, x = brute.network(), brute.images()
+    for given in ("head", model.head, ["head"], [model.head]):
+        assert list(GradCAM(model, given)(x, 1).maps) == ["head"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ("haed", "no layer 'haed'. Did you mean 'head'"),
+        ("", "no layer ''"),
+        (nn.ReLU(), "the ReLU given as layer is not inside the model"),
+        (["head", "head"], "'head' is given twice"),
+        ([], "name at least one layer, or give None"),
+    ],
+)
+def test_unknown_layers(layers, message: str) -> None:
+    with pytest.raises(UnknownLayer, match=message):
+        GradCAM(brute.network(), layers)
+
+
+class Wandering(nn.Module):
+    """A layer that runs twice, one that does not run, one without a map, one that is a dead end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.relu, self.unused = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 1)
+        self.dead, self.fc = nn.Conv2d(3, 3, 1), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.conv(x))
+        self.dead(x)
+        return self.fc(self.relu(self.conv(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "error", "message"),
+    [
+        ("conv", LayerCalledTwice, "runs layer 'conv' 2 times; say layer_call='first' or 'last'"),
+        ("unused", LayerNotReached, "does not run layer 'unused'"),
+        ("fc", NotSpatial, r"'fc' returns \(1, 3\), without a map"),
+    ],
+)
+def test_layers_that_cannot_be_explained(layer: str, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        GradCAM(Wandering(), layer)(torch.randn(1, 3, 8, 8), 1)
+
+
+def test_a_dead_end() -> None:
+    from zoo.explain.errors import DisconnectedTarget
+
+    with pytest.raises(DisconnectedTarget, match="does not depend on layer 'dead'"):
+        GradCAM(Wandering(), ["conv", "dead"], layer_call="last")(torch.randn(1, 3, 8, 8), 1)
+
+
+def test_which_call_counts() -> None:
+    model, x = Wandering().double(), brute.images()
+    once = model.conv(x).detach().requires_grad_()
+    twice = model.conv(once.relu()).detach().requires_grad_()
+    for call, leaf, score in (
+        ("first", once, lambda t: model.fc(model.conv(t.relu()).relu().mean((2, 3)))),
+        ("last", twice, lambda t: model.fc(t.relu().mean((2, 3)))),
+    ):
+        (slope,) = torch.autograd.grad(score(leaf)[0, 1], leaf)
+        expected = (slope.mean((2, 3), keepdim=True) * leaf).sum(1).relu()
+        found = GradCAM(model, "conv", layer_call=call)(x, 1).maps["conv"]
+        torch.testing.assert_close(found, expected.detach())
+
+
+def test_exact_derivatives_of_a_large_layer_are_refused() -> None:
+    model, x = brute.network(), brute.images()
+    with pytest.raises(ExactTooLarge, match="'head' has 64 neurons.*raise max_exact_elements"):
+        GradCAMpp(model, "head", derivatives="exact", max_exact_elements=63)(x)
+
+
+# Layouts
+
+
+@pytest.mark.filterwarnings("ignore:.*0 everywhere")
+def test_a_class_token_has_no_map() -> None:
+    model, x = made("vit_tiny_patch16_224", img_size=SIZE), torch.randn(1, 3, SIZE, SIZE)
+    with pytest.raises(ZeroGradient, match="hangs on no cell; name an earlier layer"):
+        GradCAM(model, "blocks.11")(x, 1)
+    by_norm = GradCAM(model, "blocks.11.norm1")(x, 1)
+    assert by_norm.maps["blocks.11.norm1"].shape == (1, 4, 4)
+    by_hand = GradCAM(model, "blocks.11.norm1", reshape=TokenReshape((4, 4), prefix=1))(x, 1)
+    assert torch.equal(by_hand.maps["blocks.11.norm1"], by_norm.maps["blocks.11.norm1"])
+
+
+@pytest.mark.parametrize(("shape", "prefix"), [((1, 17, 6), 1), ((1, 16, 6), 0), ((1, 18, 6), 2), ((1, 20, 6), 4)])
+def test_grids_of_tokens(shape: tuple, prefix: int) -> None:
+    from zoo.explain.reshape import resolve_reshape
+
+    tokens = torch.arange(torch.Size(shape).numel()).view(shape).float()
+    found = resolve_reshape("auto", "x", tokens, nn.Identity(), (32, 32))(tokens)
+    assert torch.equal(found, tokens[:, prefix:].view(1, 4, 4, 6).permute(0, 3, 1, 2))
+
+
+def test_grids_of_oblong_images() -> None:
+    from zoo.explain.reshape import resolve_reshape
+
+    tokens = torch.randn(1, 1 + 4 * 9, 5)
+    found = resolve_reshape("auto", "x", tokens, nn.Identity(), (64, 144))(tokens)
+    assert torch.equal(found, tokens[:, 1:].view(1, 4, 9, 5).permute(0, 3, 1, 2))
+    known = nn.Identity()
+    known.num_prefix_tokens = 0
+    with pytest.raises(
+        ReshapeNeeded, match=r"\(1, 37, 5\), in which the map cannot be told; give reshape=TokenReshape"
+    ):
+        resolve_reshape("auto", "x", tokens, known, (64, 144))
+
+
+def test_channels_last_layers() -> None:
+    from zoo.explain.reshape import resolve_reshape
+
+    last = torch.randn(1, 7, 7, 96)
+    assert isinstance(resolve_reshape("auto", "x", last, nn.Identity(), (224, 224)), NHWCReshape)
+    assert torch.equal(NHWCReshape()(last), last.permute(0, 3, 1, 2))
+    first = torch.randn(1, 96, 7, 7)
+    assert torch.equal(resolve_reshape("auto", "x", first, nn.Identity(), (224, 224))(first), first)
+    ambiguous, says = torch.randn(1, 7, 7, 7), nn.Identity()
+    assert torch.equal(resolve_reshape("auto", "x", ambiguous, says, (224, 224))(ambiguous), ambiguous)
+    says.output_fmt = "NHWC"
+    assert isinstance(resolve_reshape("auto", "x", ambiguous, says, (224, 224)), NHWCReshape)
+
+
+def test_a_single_cell_is_no_map() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    with pytest.raises(NotSpatial, match="holds no map of at least two cells"):
+        GradCAM(model, "1")(torch.randn(1, 3, 8, 8), 1)

@@ -63,18 +63,23 @@ struct Rows {
             static_cast<C>(cap)};
   }
 
-  // Calls along(row) for every row of classes, or across(block, its first row, offset of its sample) for every block.
+  // Calls along(first row, count) for at most kRows rows of classes, or across(block, its first row, offset of its
+  // sample) for every block.
   template <class S, class Along, class Across>
   void each(Along&& along, Across&& across) const {
     if (scores.numel() == 0) return;
     if (length == 1) {
-      parallel(samples, classes, along);
+      // Blocks of a size that follows from the shape: what lies beside a row is the same for any number of threads.
+      const int64_t rows = std::clamp<int64_t>(kElementsPerTask / classes, 1, kRows);
+      parallel((samples + rows - 1) / rows, classes * rows, [&](int64_t block) {
+        along(block * rows, std::min(rows, samples - block * rows));
+      });
       return;
     }
-    const int64_t blocks = (length + kPositions - 1) / kPositions;
-    parallel(samples * blocks, classes * std::min(kPositions, length), [&](int64_t task) {
-      const int64_t sample = task / blocks, first = task % blocks * kPositions, offset = sample * classes * length;
-      const Block<S> block{input<S>(scores) + offset, classes, length, first, std::min(kPositions, length - first)};
+    const int64_t blocks = (length + kRows - 1) / kRows;
+    parallel(samples * blocks, classes * std::min(kRows, length), [&](int64_t task) {
+      const int64_t sample = task / blocks, first = task % blocks * kRows, offset = sample * classes * length;
+      const Block<S> block{input<S>(scores) + offset, classes, length, first, std::min(kRows, length - first)};
       across(block, sample * length + first, offset);
     });
   }
@@ -100,7 +105,7 @@ std::tuple<Tensor, Tensor> comp_sum_forward(const Tensor& scores, const Tensor& 
     const Loss<C> in = rows.loss<C>(tau, cap);
     C* const top = output<C>(statistics);
     const Statistics<C> to{output<C>(loss), top, top + rows.count()};
-    rows.each<S>([&](int64_t row) { forward_row(in, to, input<S>(scores), row); },
+    rows.each<S>([&](int64_t first, int64_t count) { forward_rows(in, to, input<S>(scores), first, count); },
                  [&](const Block<S>& block, int64_t row, int64_t) { forward_block(in, to, block, row); });
   });
   return {loss, statistics};
@@ -121,7 +126,9 @@ Tensor comp_sum_backward(const Tensor& grad, const Tensor& scores, const Tensor&
     const Loss<C> in = rows.loss<C>(tau, cap);
     const C *g = input<C>(of_loss), *numbers = input<C>(statistics);
     S* const to = output<S>(gradient);
-    rows.each<S>([&](int64_t row) { backward_row(in, g, numbers, rows.count(), input<S>(scores), to, row); },
+    rows.each<S>([&](int64_t first, int64_t count) {
+                   backward_rows(in, g, numbers, rows.count(), input<S>(scores), to, first, count);
+                 },
                  [&](const Block<S>& block, int64_t row, int64_t offset) {
                    backward_block(in, g, numbers, rows.count(), block, to + offset, row);
                  });

@@ -1,4 +1,5 @@
-// The comp-sum loss of one row, once m = max z_j and E = sum exp(z_j - m) over j != y are known (eager.py has the contract):
+// The comp-sum loss of one row, once m = max z_j and E = sum exp(z_j - m) over j != y are known (eager.py has the
+// contract, row_numbers.h the same for vectors of the CPU):
 //
 //   s = (m - z_y) + log E,  c = softplus(s),  loss = expm1((1 - tau) c) / (1 - tau),  log w = (1 - tau) c + log sigmoid(s)
 #pragma once
@@ -27,16 +28,12 @@ template <class C>
 ZOO_HD C tail(C s) {
   return log1p_(exp_(s > 0 ? -s : s));
 }
-template <class C>
-ZOO_HD C softplus(C s) {
-  return (s > 0 ? s : C(0)) + tail(s);
-}
 
 // The family and the logarithm of its slope, for a = 1 - tau. The host takes that difference in float64: of a tau near 1
 // in float, little would be left of it.
 template <class C>
 ZOO_HD C loss_of(C s, C a, C cap) {
-  const C c = softplus(s);
+  const C c = (s > 0 ? s : C(0)) + tail(s);
   if (a == 0) return c;
   const C exponent = a * c;
   if (exponent > cap) return (expm1_(cap) + exp_(cap) * (exponent - cap)) / a;
@@ -44,9 +41,9 @@ ZOO_HD C loss_of(C s, C a, C cap) {
 }
 template <class C>
 ZOO_HD C log_weight_of(C s, C a, C cap) {
-  const C log_off = (s < 0 ? s : C(0)) - tail(s);
+  const C small = tail(s), log_off = (s < 0 ? s : C(0)) - small;
   if (a == 0) return log_off;  // a c would be 0 * inf where c is infinite
-  const C exponent = a * softplus(s);
+  const C exponent = a * ((s > 0 ? s : C(0)) + small);
   return (exponent > cap ? cap : exponent) + log_off;
 }
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import decimal
 import math
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,22 @@ from torch import Tensor
 
 import zoo.losses.comp_sum.ops
 from tests._numerics import assert_close
+from tests.losses import decimal_oracle
 from zoo.kernels import cpu, sources, use_cpu_library
 from zoo.losses.comp_sum import eager
 from zoo.losses.comp_sum.reference import comp_sum_reference
 
 OPS = torch.ops.zoo
 assert zoo.losses.comp_sum.ops  # which defines them
-SOURCE = Path(__file__).parent / "conversions/exponential.cpp"
+CONVERSIONS = Path(__file__).parent / "conversions"
+# The exponential, and what only the numbers of a row are made of
+SOURCE = '#include "exponential.cpp"\n' + "".join(
+    f'extern "C" void {name}_{type}(const {type}* from, {type}* to, std::int64_t count) {{\n'
+    f"  cpu::for_each_vector<{type}, 1>(0, count, [&](std::int64_t j, auto some, int) {{\n"
+    f"    cpu::store(to + j, cpu::{name}(cpu::load(from + j, some)), some);\n  }});\n}}\n"
+    for name in ("exponential_minus_one", "log_one_plus", "logarithm")
+    for type in ("float", "double")
+)
 TYPES = {"float": torch.float32, "double": torch.float64, "bf16": torch.bfloat16, "half": torch.float16}
 DTYPES = tuple(TYPES.values())
 INF, NAN, IGNORED = math.inf, math.nan, -100
@@ -37,9 +47,11 @@ def vectors(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
     path = tmp_path_factory.mktemp("exponential") / f"{request.param}.so"
+    source = path.with_suffix(".cpp")
+    source.write_text(SOURCE)
     march = [f"-march={request.param}"] if platform.machine() == "x86_64" else []
     command = ["g++", "-std=c++20", "-O2", "-Wno-psabi", "-fPIC", "-shared", *march, f"-I{sources.folder()}"]
-    subprocess.run([*command, str(SOURCE), "-o", str(path)], check=True)
+    subprocess.run([*command, f"-I{CONVERSIONS}", str(source), "-o", str(path)], check=True)
     library = ctypes.CDLL(str(path))
     library.least_float.restype, library.least_double.restype = ctypes.c_float, ctypes.c_double
     return library
@@ -101,6 +113,49 @@ def test_no_power_is_a_denormal_number(vectors: ctypes.CDLL, dtype: torch.dtype)
     assert powers[powers > 0].min() >= smallest
     assert math.exp(least) < 1.5 * smallest  # and little is left out
     assert torch.equal(_exponential(vectors, values, least=-40.0), torch.zeros_like(values))
+
+
+def _applied(vectors: ctypes.CDLL, name: str, values: Tensor) -> Tensor:
+    result = torch.full_like(values, -7.0)
+    function = getattr(vectors, f"{name}_{'float' if values.dtype is torch.float32 else 'double'}")
+    function(_pointer(values), _pointer(result), ctypes.c_int64(values.numel()))
+    return result
+
+
+# Arguments over which the result keeps its relative precision. The logarithm of a sum is one of a number from 1 on.
+_SPREAD = torch.rand(200_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+FUNCTIONS = {
+    "exponential_minus_one": torch.cat([100 * _SPREAD - 20, 2 * _SPREAD - 1, (_SPREAD - 0.5) * 2.0 ** (-80 * _SPREAD)]),
+    "log_one_plus": torch.cat([_SPREAD, 2.0 ** (-120 * _SPREAD), _SPREAD.new_tensor([0.0, 1.0])]),
+    "logarithm": torch.cat([1 + _SPREAD, 2.0 ** (120 * _SPREAD), 2.0 ** (-120 * _SPREAD) / 1.5]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", list(FUNCTIONS))
+def test_functions_of_a_row_are_within_four_places(vectors: ctypes.CDLL, name: str, dtype: torch.dtype) -> None:
+    numpy = pytest.importorskip("numpy")
+    if numpy.finfo(numpy.longdouble).nmant < 63:
+        pytest.skip("needs a long double wider than a double")
+    values = FUNCTIONS[name].to(dtype)
+    values = values[values <= 88] if dtype is torch.float32 else values
+    wide = values.numpy().astype(numpy.longdouble)
+    function = {"exponential_minus_one": numpy.expm1, "log_one_plus": numpy.log1p, "logarithm": numpy.log}[name]
+    exact = function(wide)
+    error = numpy.abs(_applied(vectors, name, values).numpy() - exact)
+    assert (error <= 4 * torch.finfo(dtype).eps * numpy.abs(exact)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_functions_of_a_row_have_limits_and_keep_a_nan(vectors: ctypes.CDLL, dtype: torch.dtype) -> None:
+    overflow, largest = math.log(torch.finfo(dtype).max), torch.finfo(dtype).max
+    for name, values in {
+        "exponential_minus_one": {0.0: 0.0, -INF: -1.0, -1e4: -1.0, INF: INF, 1e4: INF, 1.0001 * overflow: INF},
+        "log_one_plus": {0.0: 0.0},
+        "logarithm": {1.0: 0.0, 0.0: -INF, INF: INF, largest: overflow},
+    }.items():
+        found = _applied(vectors, name, torch.tensor([*values, NAN], dtype=dtype))
+        assert found.tolist() == pytest.approx([*values.values(), NAN], rel=1e-7, abs=0, nan_ok=True)
 
 
 @pytest.mark.parametrize("name", list(TYPES))
@@ -235,6 +290,97 @@ def test_sums_over_many_classes_stay_exact(native, shape: tuple[int, int, int]) 
     assert (others / -gradient[:, 7] - 1).abs().max() <= 1e-6  # a row's gradient sums to 0
 
 
+# Margins of a target over the others, up to where exp(-margin) is no normal number; relative precision for each
+MARGINS = (0.0, 2.0**-20, -(2.0**-20), 0.125, -0.125)
+PRECISE = {torch.float64: (745, 1e-13, 1e-12), torch.float32: (103, 4e-6, 4e-5)}
+
+
+@pytest.mark.parametrize("dtype", list(PRECISE), ids=str)
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0, 1.7, 3.0])
+def test_every_margin_has_the_digits_of_its_loss_and_gradient(
+    native, monkeypatch, tau: float, dtype: torch.dtype
+) -> None:
+    # 1 + exp(-745) takes more digits than the 60 of the other tests
+    monkeypatch.setattr(decimal_oracle, "_CONTEXT", decimal.Context(prec=350, Emax=10**9, Emin=-(10**9)))
+    furthest, of_loss, of_gradient = PRECISE[dtype]
+    margins = torch.tensor([*MARGINS, *(furthest * (k / 40) for k in range(-40, 41))], dtype=dtype)
+    rows = torch.stack([margins, torch.zeros_like(margins), torch.full_like(margins, -0.75)], 1)
+    largest, smallest = torch.finfo(dtype).max, torch.finfo(dtype).tiny
+    for scores in (rows[..., None], rows.T[None].contiguous()):  # along the classes, and across
+        target = torch.zeros_like(scores[:, 0], dtype=torch.int64)
+        loss, _, gradient = _run(scores, target, torch.ones_like(scores[:, 0]), tau)
+        found = zip(rows.tolist(), loss.view(-1).tolist(), gradient.movedim(1, -1).reshape(-1, 3).tolist(), strict=True)
+        for row, value, slopes in found:
+            exact = decimal_oracle.comp_sum(row, 0, tau)
+            expected, *wanted = map(decimal_oracle.as_float, (exact[0], *exact[1]))
+            expected, *wanted = (math.copysign(INF, v) if abs(v) > largest else v for v in (expected, *wanted))
+            assert value == pytest.approx(expected, rel=of_loss, abs=2 * smallest), row
+            assert slopes == pytest.approx(wanted, rel=of_gradient, abs=2 * smallest), row
+
+
+# Rows are computed in blocks of 128, and the scores of short ones in groups
+
+
+def _with_taus(
+    classes: int, rows: int, across: bool, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Inputs of rows along the classes or across them, and a tau for each."""
+    scores, target, grad = _inputs((1, classes, rows) if across else (rows, classes, 1), dtype, spread=4.0)
+    taus = torch.linspace(0, 2.5, rows, dtype=grad.dtype).reshape(target.shape)
+    taus.view(-1)[::3] = 1.0
+    return scores, target, grad, taus
+
+
+def _of_rows(at: slice, across: bool, tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [(t[..., at] if across else t[at]).contiguous() for t in tensors]
+
+
+def _results(scores: Tensor, target: Tensor, grad: Tensor, taus: Tensor) -> list[Tensor]:
+    """Loss, m, log E and gradient, with a bound on the weight that holds back some rows."""
+    loss, statistics, gradient = _run(scores, target, grad, taus, 1.5)
+    return [loss, *statistics, gradient]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("across", [False, True], ids=["along", "across"])
+@pytest.mark.parametrize(
+    ("classes", "rows"), [*((5, rows) for rows in (2, 63, 64, 65, 127, 128, 129, 260)), (100, 130), (3000, 5)]
+)
+def test_rows_beside_it_change_no_bit_of_a_row(
+    native, classes: int, rows: int, across: bool, dtype: torch.dtype
+) -> None:
+    inputs = _with_taus(classes, rows, across, dtype)
+    together = _results(*inputs)
+    some = 2 if across else 1  # a position alone would be a row along the classes
+    for first in (*range(0, rows - some, some), rows - some):
+        at = slice(first, first + some)
+        alone = _results(*_of_rows(at, across, inputs))
+        assert all(map(torch.equal, alone, _of_rows(at, across, together)))
+
+
+@pytest.mark.parametrize("across", [False, True], ids=["along", "across"])
+def test_rows_without_a_number_change_no_bit_of_others(native, across: bool) -> None:
+    rows, classes = 131, 21
+    inputs = scores, target, grad, taus = _with_taus(classes, rows, across)
+    before = _results(*inputs)
+    lines = scores[0].T if across else scores[..., 0]
+    mad, mute = (0, 3, 62, 65, 127, 128, 130), (1, 126)
+    for row, value in zip(mad, (NAN, INF, -INF, NAN, INF, NAN, NAN), strict=True):
+        lines[row, row % 3 :] = value
+    lines[mad[-1]], taus.view(-1)[mad[3]], grad.view(-1)[mad[4]] = 0.0, NAN, NAN
+    ignored = target.view(-1) == IGNORED
+    for numbers in (lines, taus.view(-1), grad.view(-1)):
+        numbers[ignored] = NAN
+    grad.view(-1)[list(mute)] = 0.0
+    after = _results(*inputs)
+    others = [row for row in range(rows) if row not in (*mad, *mute)]
+    for old, new in zip(before, after, strict=True):
+        old, new = (t.movedim(-1, 0).flatten(1) if across else t.flatten(1) for t in (old, new))
+        assert torch.equal(old[others], new[others])
+    silent = after[-1].movedim(1, -1).reshape(rows, classes)[list(mute)]
+    assert torch.equal(silent, torch.zeros_like(silent))
+
+
 # More rows than one thread is given, and rows that are alone
 @pytest.mark.parametrize("shape", [(700, 131, 1), (3, 40_000, 1), (2, 21, 5003)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -341,6 +487,18 @@ def test_a_tau_for_each_row(native, length: int, dtype: torch.dtype) -> None:
     found, expected = _run(scores, target, grad, taus), _exact(scores, target, grad, taus)
     for ours, wanted in zip(found, expected, strict=True):
         assert_close(ours, wanted, loose=2)
+
+
+@pytest.mark.parametrize("length", [1, 4])
+def test_an_impossible_target_among_taus_of_their_own(native, length: int) -> None:
+    scores = torch.tensor([-INF, 0.0, 0.0]).expand(3, -1)[..., None].repeat(1, 1, length)
+    taus = torch.tensor([[1.0], [2.0], [1.5]]).repeat(1, length)
+    target, grad = torch.zeros(3, length, dtype=torch.int64), torch.ones(3, length)
+    loss, _, gradient = _run(scores, target, grad, taus)
+    for place in range(length):
+        assert loss[:, place].tolist() == [INF, 1.0, 2.0]
+        wanted = torch.tensor([[-1.0, 0.5, 0.5], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+        torch.testing.assert_close(gradient[..., place], wanted, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("length", [1, 7])

@@ -24,9 +24,8 @@ def table() -> str:
     """One row a component, by kind."""
     lines = ["| kind | name | what | class | paper |", "| --- | --- | --- | --- | --- |"]
     for row in sorted(rows(), key=lambda row: (zoo.registry.KINDS.index(row.kind), row.name)):
-        if row.dist == "paperzoo" and row.paper is not None:
-            paper = PAPERS[row.paper]
-            source = paper.cited(row.equations)
+        if row.dist == "paperzoo":
+            source = PAPERS[row.paper].cited(row.equations) if row.paper else ""
             cls = row.target.rpartition(":")[2]
             lines.append(f"| {row.kind} | `{row.name}` | {row.summary} | `zoo.{cls}` | {source} |")
     return "\n".join(lines) + "\n"

@@ -23,7 +23,8 @@ os.environ.setdefault("ZOO_PLUGINS", "0")  # whatever else is installed must not
 
 # The kernels' tests run where torch, numpy and pytest are all there is.
 if importlib.util.find_spec("lightning") is None:
-    _needs_training = ("engine", "tasks", "data", "convert", "test_configs.py", "test_readme.py", "test_docs.py")
+    _folders = ("engine", "tasks", "data", "convert", "metrics")
+    _needs_training = (*_folders, "explain/test_command.py", "test_configs.py", "test_readme.py", "test_docs.py")
     collect_ignore = [*_needs_training, "test_bench.py", "test_import.py", "test_package.py", "test_platform_wheel.py"]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from scripts.bench import _training, adversarial, comp_sum_noise
+from scripts.bench import _training, adversarial, adversarial_step, comp_sum_noise
 from zoo.attacks import APGDAttack, PGDAttack
 
 # Noise
@@ -63,6 +63,53 @@ def test_noise_script_trains_records_and_resumes(tmp_path: Path, capsys: pytest.
     capsys.readouterr()
     assert comp_sum_noise.main([*asked, "--resume"]) == 0
     assert capsys.readouterr().out.startswith("1 run(s) kept, 0 to go")
+
+
+# A step
+
+
+def test_step_script_measures_and_records(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    out = tmp_path / "step.json"
+    try:
+        assert adversarial_step.main(["--quick", "--out", str(out)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    record = json.loads(out.read_text())
+    (row,) = record["results"]
+    assert set(row["rivals"]) == set(adversarial_step.losses(1))
+    assert [promise["met"] for promise in record["acceptance"]] == [None, None]  # not at this size
+
+
+def test_step_script_times_nothing_when_ours_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adversarial_step, "BETA", 5.99)
+    wrong = adversarial_step.losses(3)["our_trades"]
+    monkeypatch.undo()
+    right = adversarial_step.losses
+    monkeypatch.setattr(adversarial_step, "losses", lambda steps: {**right(steps), "our_trades": wrong})
+    out = tmp_path / "step.json"
+    threads = torch.get_num_threads()
+    try:
+        assert adversarial_step.main(["--quick", "--out", str(out)]) == 1
+    finally:
+        torch.set_num_threads(threads)
+    assert not out.exists()
+
+
+def test_promises_of_a_step_follow_from_the_rows() -> None:
+    def row(published: float, plain: float) -> list[dict[str, Any]]:
+        rivals = {"published_trades": {"ratio_to_ours": published}, "no_attack": {"ratio_to_ours": plain}}
+        return [{"steps": 10, "rivals": rivals}]
+
+    assert [p["met"] for p in adversarial_step.acceptance(row(1.25, 1 / 11))] == [True, True]
+    assert [p["met"] for p in adversarial_step.acceptance(row(1.2, 1 / 12))] == [False, False]
+
+
+def test_committed_step_meets_the_acceptance() -> None:
+    record = json.loads((adversarial_step.RESULTS / "adversarial_step.json").read_text())
+    promises = adversarial_step.acceptance(record["results"])
+    assert promises == record["acceptance"]
+    assert all(promise["met"] for promise in promises)
 
 
 # Attacks
@@ -160,6 +207,18 @@ def test_a_missing_run_leaves_its_claims_open() -> None:
         claim for claim in claims if "pgd_at" in claim
     ]
     assert set(adversarial.verdicts({}).values()) == {None}
+
+
+def test_committed_comparison_is_whole_and_its_verdicts_follow() -> None:
+    """Not that every claim holds: the page says which do."""
+    record = json.loads((adversarial.RESULTS / "adversarial.json").read_text())
+    rows, seeds = record["results"], record["settings"]["seeds"]
+    assert len(seeds) >= 3
+    assert adversarial.chosen(rows) == record["chosen"]
+    table = adversarial.figures(rows, record["chosen"], seeds)
+    assert set(table) == set(record["chosen"])
+    assert adversarial.verdicts(table) == record["verdicts"]
+    assert None not in record["verdicts"].values()
 
 
 def test_the_choice_never_sees_what_the_comparison_reports() -> None:

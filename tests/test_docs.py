@@ -105,7 +105,7 @@ def test_command_is_understood(
             for kind, key in (("activation", "act"), ("norm", "norm"), ("loss", "loss")):
                 if given.get(key) is not None:
                     registry.factory(kind, given[key])
-    elif arguments[0] in ("export", "kernels"):  # these write, compile or delete
+    elif arguments[0] in ("explain", "export", "kernels"):  # these read, write, compile or delete files
         cli._parser().parse_args(arguments)
     else:
         assert cli.main(arguments) == 0
@@ -163,8 +163,8 @@ def test_every_page_is_in_a_contents_list() -> None:
 def test_gallery_draws_the_picture(script: Path, tmp_path: Path) -> None:
     drawn = tmp_path / "curves.png"
     runpy.run_path(str(script))["draw"](drawn)
-    assert 20_000 < drawn.stat().st_size < 120_000
-    assert (DOCS / f"_static/{script.stem}.png").stat().st_size < 120_000
+    assert 20_000 < drawn.stat().st_size < 150_000
+    assert (DOCS / f"_static/{script.stem}.png").stat().st_size < 150_000
 
 
 def test_component_table_is_the_catalog(tables: ModuleType) -> None:

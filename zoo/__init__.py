@@ -43,6 +43,16 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .losses import SmoothAdversarialCompSumLoss as SmoothAdversarialCompSumLoss
     from .losses import SumExponentialLoss as SumExponentialLoss
     from .losses import TradesLoss as TradesLoss
+    from .metrics import AverageDrop as AverageDrop
+    from .metrics import DeletionAUC as DeletionAUC
+    from .metrics import EnergyPointingGame as EnergyPointingGame
+    from .metrics import GridPointingGame as GridPointingGame
+    from .metrics import IncreaseInConfidence as IncreaseInConfidence
+    from .metrics import InsertionAUC as InsertionAUC
+    from .metrics import InstanceRecall as InstanceRecall
+    from .metrics import PointingGame as PointingGame
+    from .metrics import Road as Road
+    from .metrics import Stability as Stability
     from .norms import ConditionalEvoNorm2d as ConditionalEvoNorm2d
     from .norms import EvoNorm as EvoNorm
     from .norms import EvoNorm1d as EvoNorm1d
@@ -66,8 +76,11 @@ _Names = builtins.list[str]  # `list` is a function of ours here
 _lazy = {
     "AdvCompSumLoss": "losses",
     "AlphaLoss": "losses",
+    "AverageDrop": "metrics",
     "CompSumLoss": "losses",
     "ConditionalEvoNorm2d": "norms",
+    "DeletionAUC": "metrics",
+    "EnergyPointingGame": "metrics",
     "EvoNorm": "norms",
     "EvoNorm1d": "norms",
     "EvoNorm2d": "norms",
@@ -84,11 +97,16 @@ _lazy = {
     "GeneralizedCrossEntropyLoss": "losses",
     "GradCAM": "explain",
     "GradCAMpp": "explain",
+    "GridPointingGame": "metrics",
+    "IncreaseInConfidence": "metrics",
+    "InsertionAUC": "metrics",
+    "InstanceRecall": "metrics",
     "LinearCompSumLoss": "losses",
     "LogisticLoss": "losses",
     "MeanAbsoluteErrorLoss": "losses",
     "PGDATLoss": "losses",
     "PSALLoss": "losses",
+    "PointingGame": "metrics",
     "PolyCom": "activations.polycom",
     "PolyFFN": "activations.polycom",
     "PolyNorm": "activations.polycom",
@@ -96,8 +114,10 @@ _lazy = {
     "PolyPReLU": "activations.polycom",
     "PolyReLU": "activations.polycom",
     "PolyReLUNorm": "activations.polycom",
+    "Road": "metrics",
     "SmoothAdversarialCompSumLoss": "losses",
     "SmoothGradCAMpp": "explain",
+    "Stability": "metrics",
     "SumExponentialLoss": "losses",
     "TradesLoss": "losses",
     "convert_activation": "convert",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["activation", "layer", "norm", "loss", "regularizer", "adapter", "renderer", "explainer"]
+Kind = Literal["activation", "layer", "norm", "loss", "regularizer", "adapter", "renderer", "explainer", "metric"]
 
 # Names a signature completes to in an editor; a test compares them with the rows.
 ActivationName = Literal["polycom", "polynorm", "polyprelu", "polyrelu", "polyrelunorm"]
@@ -24,6 +24,18 @@ LossName = Literal[
     "smooth_adv_comp_sum",
     "sum_exponential",
     "trades",
+]
+MetricName = Literal[
+    "average_drop",
+    "deletion_auc",
+    "energy_pointing_game",
+    "grid_pointing_game",
+    "increase_in_confidence",
+    "insertion_auc",
+    "instance_recall",
+    "pointing_game",
+    "road",
+    "stability",
 ]
 NormName = Literal[
     "conditional_evonorm",
@@ -178,6 +190,41 @@ PAPERS: dict[str, Paper] = {
         year=2019,
         arxiv="1908.01224",
     ),
+    "rise": Paper(
+        title="RISE: Randomized Input Sampling for Explanation of Black-box Models",
+        authors="Petsiuk et al.",
+        venue="BMVC",
+        year=2018,
+        arxiv="1806.07421",
+    ),
+    "excitation_backprop": Paper(
+        title="Top-down Neural Attention by Excitation Backprop",
+        authors="Zhang et al.",
+        venue="ECCV",
+        year=2016,
+        arxiv="1608.00507",
+    ),
+    "score_cam": Paper(
+        title="Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks",
+        authors="Wang et al.",
+        venue="CVPR Workshops",
+        year=2020,
+        arxiv="1910.01279",
+    ),
+    "coda_net": Paper(
+        title="Convolutional Dynamic Alignment Networks for Interpretable Classifications",
+        authors="Boehle et al.",
+        venue="CVPR",
+        year=2021,
+        arxiv="2104.00032",
+    ),
+    "road": Paper(
+        title="A Consistent and Efficient Evaluation Strategy for Attribution Methods",
+        authors="Rong et al.",
+        venue="ICML",
+        year=2022,
+        arxiv="2202.00449",
+    ),
 }
 
 _ALL_FLOATS = ("float64", "float32", "bfloat16", "float16")
@@ -259,6 +306,20 @@ def _explainer(name: str, cls: str, summary: str, equations: str = "") -> Compon
     )
 
 
+def _metric(name: str, cls: str, summary: str, paper: str | None = None, equations: str = "") -> Component:
+    return Component(
+        name=name,
+        kind="metric",
+        target=f"zoo.metrics:{cls}",
+        summary=summary,
+        paper=paper,
+        equations=equations,
+        tags=frozenset({"vision"}),
+        dtypes=("float64", "float32"),
+        grad_order=0,
+    )
+
+
 COMPONENTS: tuple[Component, ...] = (
     _polycom("polyrelu", "activation", "PolyReLU", "learned polynomial of relu(x)", "eq. 2"),
     _polycom("polynorm", "activation", "PolyNorm", "learned sum of separately normalised powers of x", "eq. 3"),
@@ -298,4 +359,34 @@ COMPONENTS: tuple[Component, ...] = (
     _explainer("grad_cam", "GradCAM", "where a score comes from: maps weighted by their mean gradient", "eq. 1, 2"),
     _explainer("grad_cam_pp", "GradCAMpp", "the same, weighted by derivatives of the exponential score", "eq. 19"),
     _explainer("smooth_grad_cam_pp", "SmoothGradCAMpp", "the same, with derivatives averaged over noisy copies"),
+    _metric(
+        "average_drop",
+        "AverageDrop",
+        "percent of the confidence lost when only the heated part is left",
+        "grad_cam_pp",
+        "sec. 4.1",
+    ),
+    _metric(
+        "increase_in_confidence",
+        "IncreaseInConfidence",
+        "percent of images the model is surer of when only the heated part is left",
+        "grad_cam_pp",
+        "sec. 4.1",
+    ),
+    _metric("insertion_auc", "InsertionAUC", "confidence as the hottest pixels come into an image", "rise", "sec. 4.1"),
+    _metric("deletion_auc", "DeletionAUC", "confidence as the hottest pixels leave an image", "rise", "sec. 4.1"),
+    _metric("road", "Road", "confidence without the least minus without the most relevant pixels", "road"),
+    _metric(
+        "pointing_game",
+        "PointingGame",
+        "share of images whose hottest pixel is on an object",
+        "excitation_backprop",
+        "sec. 4.1",
+    ),
+    _metric("energy_pointing_game", "EnergyPointingGame", "share of the heat on objects", "score_cam", "sec. 4.3"),
+    _metric(
+        "grid_pointing_game", "GridPointingGame", "share of a mosaic's heat in the right cell", "coda_net", "sec. 4.2"
+    ),
+    _metric("instance_recall", "InstanceRecall", "share of an image's objects that hold heat"),
+    _metric("stability", "Stability", "1 - the correlation of maps of two seeds"),
 )

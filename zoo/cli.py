@@ -81,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser("kernels", help="compile the native kernels ahead of time, look at them, clear them")
     )
 
+    _add_explain(commands.add_parser("explain", help="class activation maps of photos: where a model looks"))
+
     command = commands.add_parser("export", help="weights of a run's checkpoint as one .safetensors file")
     command.add_argument("run_dir", help="directory of the run, e.g. runs/quickstart")
     command.add_argument("-o", "--output", required=True, help="file to write, e.g. model.safetensors")
@@ -105,6 +107,46 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
     action.add_argument("--json", action="store_true", help="as JSON")
     actions.add_parser("clear", help="delete what was compiled from the cache")
     parser.set_defaults(run=_kernels)
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="photos, explained one by one")
+    network = parser.add_argument_group("network (nothing is downloaded)")
+    network.add_argument("--model", metavar="NAME", help="a model of timm; left out, the task in the checkpoint")
+    network.add_argument(
+        "--weights", metavar="FILE", help="state dict, .pth or .safetensors; or demo, see the extra demo"
+    )
+    network.add_argument(
+        "--checkpoint", metavar="FILE", help="of Lightning, e.g. runs/shapes_cnn/checkpoints/best.ckpt"
+    )
+    network.add_argument("--device", default="auto", help="auto (default), cpu, cuda:1, ...")
+    what = parser.add_argument_group("what is explained")
+    what.add_argument(
+        "--target", default="top1", metavar="CLASS", help="top1 (default), top:3, a number, or a part of a name"
+    )
+    what.add_argument("--layers", nargs="+", metavar="LAYER", help="names in the network, or last (default: chosen)")
+    what.add_argument("--feature-maps", metavar="MAPS", help="only these of the layer: 3,17 or top:9")
+    what.add_argument("--neurons", metavar="BOX", help="only those in top,left,bottom,right (half-open)")
+    what.add_argument(
+        "--space", default="layer", choices=("layer", "input"), help="cells (default) or pixels of --neurons"
+    )
+    how = parser.add_argument_group("method")
+    how.add_argument("--method", default="smooth_grad_cam_pp", metavar="NAME", help="see `zoo list explainer`")
+    how.add_argument("--samples", type=int, metavar="N", help="noisy copies (default: 8)")
+    how.add_argument("--sigma", type=float, help="noise over the range of the picture's values (default: 0.15)")
+    how.add_argument("--seed", type=int, help="of the noise, and of random weights (default: 0)")
+    how.add_argument("--fuse", choices=("mean", "max", "product"), help="make one map of several layers'")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--mode",
+        default="overlay",
+        choices=("overlay", "heat", "grid"),
+        help="the maps over the photos, by themselves, or beside them with titles",
+    )
+    output.add_argument("--out", metavar="PNG", help="default: <photo>_cam.png here, unless --npz or --json is given")
+    output.add_argument("--npz", metavar="FILE", help="write the maps as arrays")
+    output.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    parser.set_defaults(run=_explain)
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -154,6 +196,12 @@ def _kernels(options: argparse.Namespace) -> int:
 
     run = {"build": commands.build, "status": commands.status, "clear": commands.clear}[options.action]
     return run(options)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from .explain import command
+
+    return command.run(options)
 
 
 def _export(options: argparse.Namespace) -> int:

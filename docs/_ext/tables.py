@@ -27,12 +27,45 @@ NOISE_COMMAND = "python -m scripts.bench.comp_sum_noise"
 COMP_SUM_COMMAND = "python -m scripts.bench.comp_sum"
 ADVERSARIAL_COMMAND = "python -m scripts.bench.adversarial"
 STEP_COMMAND = "python -m scripts.bench.adversarial_step"
+EXPLAIN_COMMAND = "python -m scripts.bench.explain"
+QUALITY_COMMAND = "python -m scripts.bench.explain_quality"
 CLAIM_WORDS = {None: "not measured", True: "holds", False: "does not hold"}
 TRADES_METHODS = {
     "trades": "TRADES, lambda {strength:g}",
     "trades_divergence": "TRADES, Kullback-Leibler, beta {strength:g}",
     "smooth": "smooth comp-sum, rho {rho:g}, tau {tau:g}",
     "smooth_rho_margin": "the same with the rho-margin, rho {rho:g}, tau {tau:g}",
+}
+# Of each method of explanation: its name, the rival it is measured against, and that one's name.
+EXPLAIN = {
+    "smooth": ("Smooth Grad-CAM++", "torchcam", "torchcam"),
+    "forwards": ("Smooth Grad-CAM++", "plain_forwards", "n + 1 forward passes"),
+    "targets": ("Smooth Grad-CAM++ of 5 classes", "one_by_one", "5 calls"),
+    "plus": ("Grad-CAM++", "grad_cam", "pytorch-grad-cam"),
+}
+EXPLAIN_VARIANTS = {
+    "ours": "",
+    "ours_first_call": "; linear tail, first call",
+    "ours_later_calls": "; linear tail, later calls",
+    "grad_cam_frozen": "",
+}
+EXPLAINERS = {
+    "smooth_grad_cam_pp": "Smooth Grad-CAM++",
+    "grad_cam_pp": "Grad-CAM++",
+    "grad_cam": "Grad-CAM",
+    "torchcam": "torchcam's Smooth Grad-CAM++",
+}
+# Part of the evidence and a figure of it, by the head of a column.
+QUALITY = {
+    "four classes: in its cell": ("mosaics", "in_cell"),
+    "hottest pixel there": ("mosaics", "hottest_in_cell"),
+    "one class twice: in both cells": ("same_class_twice", "in_cells"),
+    "smaller over larger": ("same_class_twice", "balance"),
+    "two shapes: in their boxes": ("shapes_two_and_another", "in_boxes"),
+    "both found": ("shapes_two_and_another", "all_found"),
+    "three shapes: all found": ("shapes_three", "all_found"),
+    "insertion": ("photos", "insertion_auc"),
+    "average drop, %": ("photos", "average_drop"),
 }
 # What makes each result of speed on the CPU.
 COMMANDS = {
@@ -477,6 +510,49 @@ def adversarial_step() -> str:
     return f"{markdown(['attack steps', *STEPS.values()], body)}\n\n{describe(record)}"
 
 
+def explain() -> str:
+    """Time and memory of class activation maps against other libraries, and the promises."""
+    record = load("explain_cpu")
+    if record is None:
+        return not_run("explain_cpu", EXPLAIN_COMMAND)
+    body, peaks = [], ""
+    for row in record["results"]:
+        method, rival, against = EXPLAIN[row["method"]]
+        where = f"{row['model']} {row['layer']}, n = {row['samples']}, {row['images']} x {row['size']} x {row['size']}"
+        if "peak_mb" in row:
+            mb = row["peak_mb"]
+            peaks = f"Peak memory of {method}, {where}: {mb['ours']:.0f} MB, {against} {mb[rival]:.0f} MB."
+            continue
+        theirs = row["rivals"][rival]["median_ms"]
+        for name, figures in row["rivals"].items():
+            if name == rival:
+                continue
+            low, high = figures["quartiles"]
+            what = "pytorch-grad-cam, parameters frozen by hand" if name == "grad_cam_frozen" else method
+            faster = f"{figures['yardstick_over_it']:.2f} ({low:.2f} to {high:.2f})"
+            cells = [f"{what}{EXPLAIN_VARIANTS[name]}", where, f"{figures['median_ms']:.0f}", against, f"{theirs:.0f}"]
+            body.append([*cells, faster])
+    head = ["method", "on", "ms", "against", "ms", "times as fast (quartiles)"]
+    return "\n\n".join([markdown(head, body), peaks, _promises(record), describe(record)])
+
+
+def quality() -> str:
+    """Where the heat of each method is, and what was expected of it."""
+    record = load("explain_quality")
+    if record is None:
+        return not_run("explain_quality", QUALITY_COMMAND)
+    results, body = record["results"], []
+    for method, name in EXPLAINERS.items():
+        figures = [results[part].get(method, {}).get(figure) for part, figure in QUALITY.values()]
+        body.append([name, *("-" if value is None else f"{value:.3g}" for value in figures)])
+    return "\n\n".join([markdown(["", *QUALITY], body), _promises(record), describe(record)])
+
+
+def _promises(record: Record) -> str:
+    rows = [[p["claim"], str(p["measured"]), CLAIM_WORDS[p["met"]]] for p in record["acceptance"]]
+    return markdown(["expected", "measured", "here"], rows)
+
+
 def records() -> dict[str, Record]:
     """Every committed result by the name of its file; those of `--quick` are left out."""
     files = sorted(RESULTS.glob("*.json")) if RESULTS.is_dir() else []
@@ -547,4 +623,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "comp-sum-speed-closed-form": lambda: speed("comp_sum_cpu_closed_form", brief=True),
     "adversarial": adversarial,
     "adversarial-step": adversarial_step,
+    "explain": explain,
+    "explain-quality": quality,
 }

@@ -117,7 +117,7 @@ def test_a_linear_tail_is_noticed_and_nothing_is_drawn() -> None:
     assert float((drawn.heatmap() - expected).abs().max()) <= 1e-6
     assert drawn.n_forwards == 9
     cam = SmoothGradCAMpp(model, "layer4", n_samples=8, sigma=0.3)
-    with pytest.warns(CAMWarning, match="linear behind layer4.*this is Grad-CAM.*take layers='layer4.0'"):
+    with pytest.warns(CAMWarning, match="linear behind layer4.*this is Grad-CAM.*leave layers out"):
         first = cam(x)
     assert first.linear_tail == {"layer4": True}
     assert first.n_forwards == 3

@@ -97,7 +97,8 @@ class SmoothGradCAMpp(Explainer):
         normalize: of heatmaps: "max", over the largest value; "minmax"; "none".
         layer_call: which call counts of a layer that runs more than once: "first", "last"; "only" refuses that.
         seed: of the noise; an int for the same in every call, None for other noise each time, or a generator.
-        memory_format: "channels_last" for inputs [B, C, H, W], which is faster; "preserve".
+        memory_format: "channels_last" for inputs [B, C, H, W] where that is faster: with enough pixels in a pass for
+            the model's kernels; "preserve".
         autocast: dtype of an autocast around the model; None for none.
 
     Shape:
@@ -277,12 +278,12 @@ class SmoothGradCAMpp(Explainer):
     def _tell(self, call: Call) -> None:
         if self.n_samples == 1 or self._asked is None or self._asked == "last":
             return
-        name, linear = self._chosen(call)
-        advice = "no layer of this model has another" if linear else f"take layers={name!r}, or linear_tail='sample'"
+        # not which layer: that would take as long as the call itself
         self._warn(
             "linear",
-            f"{self.name}: the score is linear behind {', '.join(call.layers)}, so that noise changes nothing and"
-            f" the copies are left out: this is Grad-CAM++; {advice}",
+            f"{self.name}: the score is linear behind {', '.join(call.layers)}, so that noise changes nothing and the"
+            " copies are left out: this is Grad-CAM++; leave layers out to have one chosen behind which it is not, or"
+            " say linear_tail='sample'",
         )
 
     # The formulas

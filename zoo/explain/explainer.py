@@ -35,7 +35,7 @@ class FeatureMap(NamedTuple):
     Args:
         index: its number.
         weight: w_k.
-        contribution: |w_k| times the sum of its activations, by which they are ranked.
+        contribution: abs(w_k) times the sum of its activations, by which they are ranked.
         map: w_k A_k, [h, w].
     """
 
@@ -136,6 +136,10 @@ class Explainer:
         self.chunk_size, self.normalize, self.layer_call = chunk_size, normalize, layer_call
         self.output_fn = output_fn or default_output
         self.memory_format, self.autocast = memory_format, autocast
+        # Each pass copies kernels wider than a pixel into channels_last: with fewer pixels than a hundredth of their
+        # entries that costs more than it saves (ResNet-18 and 50, VGG-11 on a CPU).
+        kernels = (p for p in self.model.parameters() if p.ndim == 4 and p[0, 0].numel() > 1)
+        self._pixels = sum(p.numel() for p in kernels) // 100
         self._asked = layers
         self.layers: list[str] | None = None  # of an automatic choice not before the first call
         if layers is not None and layers != "last":
@@ -284,7 +288,7 @@ class Explainer:
             first += len(part)
 
     def _pass(self, call: Call, x: Tensor, image_of: Sequence[int], clean: Sequence[bool]) -> Pass:
-        if x.ndim == 4 and self.memory_format == "channels_last":
+        if x.ndim == 4 and self.memory_format == "channels_last" and x[:, 0].numel() >= self._pixels:
             x = x.contiguous(memory_format=torch.channels_last)
         taps = Taps(named_layers(self.model, self.layers), self.layer_call)
         with torch.no_grad():  # its hooks turn gradients on; what follows wants them where it is differentiated again

@@ -22,8 +22,8 @@ class FeatureMaps:
     Args:
         indices: their numbers, or a slice.
         mask: [K] of bool.
-        top: the so many that contribute most, by |w_k| times the sum of the map's activations; each image and target
-            has its own.
+        top: the so many that contribute most, by abs(w_k) times the sum of the map's activations; each image and
+            target has its own.
     """
 
     indices: Sequence[int] | slice | None = None
@@ -41,7 +41,7 @@ class FeatureMaps:
 
         Args:
             weights: w_k, [B, T, K].
-            contributions: |w_k| sum A_k, [B, T, K].
+            contributions: abs(w_k) sum A_k, [B, T, K].
         """
         maps = weights.shape[-1]
         if self.top is not None:

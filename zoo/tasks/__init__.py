@@ -3,6 +3,7 @@
 from .adversarial import AdversarialClassifier
 from .backbones import MLP, PlainCNN, PreActResNet18, SmallVGG, WideResNet
 from .classify import ImageClassifier
+from .explain import CAMCallback
 from .gan import ConditionalGAN
 from .lm import LanguageModel
 from .optim import WarmupCosine, WarmupMultiStep
@@ -10,6 +11,7 @@ from .robust import EMA, LossRamp, RobustEval
 
 __all__ = [
     "AdversarialClassifier",
+    "CAMCallback",
     "ConditionalGAN",
     "EMA",
     "ImageClassifier",

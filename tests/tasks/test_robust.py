@@ -255,6 +255,21 @@ class Watch(L.Callback):
             self.validated.append(copy.deepcopy(pl_module.net.state_dict()))  # type: ignore[union-attr]
 
 
+def test_weights_in_bfloat16_are_averaged_in_float32(loader: DataLoader) -> None:
+    average, watch = EMA(0.9), Watch()
+    model = ImageClassifier(num_classes=4, in_channels=1, width=4, depth=1)
+    options = {**QUIET, "precision": "bf16-true"}
+    trainer = L.Trainer(**options, callbacks=[average, watch], max_epochs=2, enable_checkpointing=False)  # type: ignore[arg-type]
+    trainer.fit(model, loader, loader)
+    for name, weights in model.net.named_parameters():
+        assert weights.dtype is torch.bfloat16
+        expected = watch.steps[0][name].float()
+        for t, step in enumerate(watch.steps[1:], start=1):
+            kept = min(0.9, (1 + t) / (10 + t))
+            expected = kept * expected + (1 - kept) * step[name].float()
+        torch.testing.assert_close(weights.float(), expected, rtol=2**-7, atol=1e-4)
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.9975])
 def test_the_average_is_the_formula_and_buffers_are_current(decay: float, loader: DataLoader) -> None:
     watch = Watch()

@@ -208,7 +208,10 @@ class EMA(WeightAveraging):
     @torch.no_grad()
     def _average(self, averaged: Any, current: Any, updates: Tensor | int) -> None:
         kept = min(self.decay, (1 + int(updates)) / (10 + int(updates)))
-        torch._foreach_lerp_(list(averaged), list(current), 1 - kept)
+        averaged = list(averaged)
+        # averages are made before a "true" precision casts the model, and stay in the better one
+        current = [weights.to(mean) for mean, weights in zip(averaged, current, strict=True)]
+        torch._foreach_lerp_(averaged, current, 1 - kept)
 
 
 class LossRamp(L.Callback):

@@ -123,7 +123,7 @@ def test_text_mistake_gets_one_sentence(mistake: list[str], message: str, capsys
     [
         (
             ["fti"],
-            "'fti' is not one of fit, validate, test, predict, list, info, doctor, kernels, export. Did you mean",
+            "'fti' is not one of fit, validate, test, predict, list, info, doctor, kernels, explain, export. Did you",
         ),
         (["fit"], "no data and model given; name a config, e.g. --config quickstart"),
         (["list", "actvation"], "'actvation' is not one of activation, layer, norm, loss, "),

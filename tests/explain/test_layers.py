@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import timm
 import torch
@@ -300,3 +302,129 @@ def test_a_single_cell_is_no_map() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     with pytest.raises(NotSpatial, match="holds no map of at least two cells"):
         GradCAM(model, "1")(torch.randn(1, 3, 8, 8), 1)
+
+
+# Found by trying to break it
+
+
+class TwoHeads(nn.Module):
+    """Behind the layer the score of class 0 is linear, that of class 1 is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        self.first, self.second = nn.Linear(8, 1), nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
+
+    def forward(self, x: Tensor, bend: bool = False) -> Tensor:
+        mean = self.head(x).mean((2, 3))
+        first = self.first(mean)
+        return torch.cat([first.square() if bend else first, self.second(mean)], 1)
+
+
+@pytest.mark.filterwarnings("ignore:.*linear behind", "ignore:.*0 everywhere")
+def test_what_is_known_of_one_class_is_not_of_another() -> None:
+    model, x = TwoHeads().double(), brute.images(2)
+    cam = SmoothGradCAMpp(model, "head", sigma=1.0, sample_weighting="uniform")
+    assert cam(x, 0).linear_tail == {"head": True}
+    assert cam(x, 0).n_forwards == 1
+    again = cam(x, 1)
+    assert again.linear_tail == {"head": False}
+    fresh = SmoothGradCAMpp(model, "head", sigma=1.0, sample_weighting="uniform")
+    torch.testing.assert_close(again.maps["head"], fresh(x, 1).maps["head"])
+    assert fresh(x, [0, 1]).linear_tail == {"head": False}  # one of the two is not
+    assert cam(x, 0, forward_kwargs={"bend": True}).linear_tail == {"head": False}
+    assert cam(x, 0).n_forwards == 1
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.filterwarnings("ignore:.*0 everywhere")
+def test_a_small_head_is_not_taken_for_linear(seed: int) -> None:
+    """Behind an average, noise of mean 0 leaves on what is on."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model.extend([nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)])
+    x = torch.randn(1, 3, 16, 16) + 2 * torch.randn(1, 3, 1, 1)
+    assert SmoothGradCAMpp(model, "1", n_samples=2)(x, 0).linear_tail == {"1": False}
+
+
+class Windows(nn.Module):
+    """A layer that sees windows of images as rows, and one whose output is a namedtuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.window, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = self.window(torch.cat([x[..., :4], x[..., 4:8]]))
+        return self.fc(torch.cat(halves.chunk(2), -1).relu().mean((2, 3)))
+
+
+def test_rows_that_are_not_images() -> None:
+    with pytest.raises(NotSpatial, match="'window' returns 4 rows for 2 images: windows, or tokens before the batch"):
+        GradCAM(Windows().double(), "window")(brute.images(2), 1)
+
+
+class Features(NamedTuple):
+    map: Tensor
+    other: int
+
+
+class Named(nn.Module):
+    def forward(self, x: Tensor) -> Features:
+        return Features(x.relu(), 1)
+
+
+class Keeps(nn.Module):
+    """Reads its features through a namedtuple, and again through a hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.named, self.fc = nn.Conv2d(3, 4, 3), Named(), nn.Linear(4, 3)
+        self.kept: list[Tensor] = []
+        self.conv.register_forward_hook(lambda _, __, out: self.kept.append(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.named(self.conv(x)).map
+        return self.fc((features + self.kept.pop() ** 2).mean((2, 3)))
+
+
+def test_namedtuples_and_hooks_of_the_models_own() -> None:
+    model, x = Keeps().double(), brute.images(2)
+    leaf = model.conv(x).detach().requires_grad_()
+    model.kept.clear()
+    (slope,) = torch.autograd.grad(model.fc((leaf.relu() + leaf**2).mean((2, 3)))[:, 1].sum(), leaf)
+    expected = (slope.mean((2, 3), keepdim=True) * leaf).sum(1).relu().detach()
+    torch.testing.assert_close(GradCAM(model, "conv")(x, 1).maps["conv"], expected)
+    assert GradCAM(model, "named")(x, 1).maps["named"].shape == (2, 7, 7)
+
+
+def test_prefix_tokens_may_come_later() -> None:
+    from zoo.explain.reshape import resolve_reshape
+
+    late = nn.Identity()
+    late.num_prefix_tokens = 1
+    tokens = torch.randn(1, 16, 5)
+    assert repr(resolve_reshape("auto", "x", tokens, late, (64, 64))) == "TokenReshape(grid=(4, 4), prefix=0)"
+    exact = resolve_reshape("auto", "x", torch.randn(1, 37, 5), nn.Identity(), (64, 128))
+    assert repr(exact) == "TokenReshape(grid=(4, 8), prefix=5)"
+
+
+def test_lazy_layers_and_second_names() -> None:
+    from zoo.explain import CAMError
+
+    with pytest.raises(CAMError, match="lazy layers that have not run; call it once"):
+        GradCAM(nn.Sequential(nn.LazyConv2d(3, 3)), "0")
+    model = brute.network()
+    model.again = model.head
+    assert list(GradCAM(model, "again").layers) == ["again"]
+
+
+@pytest.mark.filterwarnings("ignore:.*0 everywhere")
+def test_exact_derivatives_through_attention() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_heads=1, embed_dim=8, num_classes=3)
+    result = GradCAMpp(model.double(), "blocks.0", derivatives="exact")(torch.randn(1, 3, 32, 32).double(), 1)
+    assert result.maps["blocks.0"].shape == (1, 2, 2)

@@ -11,7 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.explain import brute
-from zoo.explain import CAMResult, CAMWarning, FeatureMaps, GradCAM, GradCAMpp, Neurons, Select, SmoothGradCAMpp
+from zoo.explain import (
+    CAMError,
+    CAMResult,
+    CAMWarning,
+    FeatureMaps,
+    GradCAM,
+    GradCAMpp,
+    Neurons,
+    Select,
+    SmoothGradCAMpp,
+)
 from zoo.explain.errors import EmptySelection, TargetCount, UnknownLayer
 from zoo.explain.formulas import normalised
 
@@ -68,7 +78,9 @@ def test_fusion(fuse) -> None:
     expected = by_hand[fuse] if isinstance(fuse, str) else fuse(same)
     torch.testing.assert_close(found.fused, expected / expected.amax((1, 2), keepdim=True))
     assert found.heatmap() is found.fused
-    assert GradCAM(model, names)(x, 1, fuse=fuse, size=None).fused.shape == (2, 4, 4)
+    small = GradCAM(model, names)(x, 1, fuse=fuse, size=None)
+    assert small.fused.shape == (2, 4, 4)
+    assert small.heatmap(size=(6, 5)).shape == (2, 6, 5)
 
 
 def test_layers_must_be_told_apart() -> None:
@@ -109,6 +121,8 @@ def test_pictures_are_written(tmp_path: Path) -> None:
     found.save(tmp_path / "maps.png", pictures)
     with Image.open(tmp_path / "maps.png") as picture:
         assert picture.width >= 18
+    with pytest.raises(CAMError, match="these are the parts of a map"):
+        result(select=Select(reduce="none")).overlay(pictures)
     several = SmoothGradCAMpp(brute.network(), "head", n_samples=2)(brute.images(2), [[0, 1], [1, 2]])
     assert len(several.overlay(pictures)) == 4
 

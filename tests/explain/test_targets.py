@@ -138,6 +138,18 @@ def test_scores_are_found_in_what_models_return(wrap) -> None:
     torch.testing.assert_close(maps(Wrapped(), x, 1), expected)
 
 
+def test_outputs_of_several_tensors_are_kept_row_by_row() -> None:
+    model, x = brute.network(), brute.images(3)
+    cam = SmoothGradCAMpp(model, "head", n_samples=2, output_fn=lambda s: (s, {"twice": 2 * s}))
+    result = cam(x, lambda found: found[1]["twice"][:, 1])
+    scores = model(x)
+    for i, (first, more) in enumerate(result.logits):
+        assert not first.requires_grad
+        torch.testing.assert_close(first, scores[i].detach())
+        torch.testing.assert_close(more["twice"], 2 * scores[i].detach())
+    torch.testing.assert_close(cam(x, [lambda found: found[0][:, 1]] * 3).scores, scores[:, 1].detach())
+
+
 def test_further_arguments_follow_their_images() -> None:
     model, x = brute.network(), brute.images(3)
 

@@ -404,3 +404,10 @@ def test_the_explainers_are_left_to_warn(tmp_path: Path) -> None:
 def test_it_is_exported() -> None:
     assert CAMCallback.__module__ == "zoo.tasks.explain"
     assert "explainer" in zoo.registry.KINDS
+
+
+def test_labels_that_are_to_be_ignored_are_not_explained() -> None:
+    from zoo.tasks.explain import _classes
+
+    logits = torch.tensor([[0.0, 2.0], [3.0, 0.0], [0.0, 1.0]])
+    assert _classes(torch.tensor([0, -1, 2]), logits, "label").tolist() == [[0], [0], [1]]

@@ -83,7 +83,7 @@ class SmoothGradCAMpp(Explainer):
             functions, whose scale is anybody's.
         alpha_numerator: "second", or "first" as the paper prints it, with which one copy is not Grad-CAM++.
         denominator: "positive": neurons count where it is positive; "signed": everywhere.
-        eps: added to the denominator; 0 is right.
+        eps: added to the denominator, relative to e^M like the derivatives; 0 is right.
         derivatives: "closed_form": powers of the gradient, exact for piecewise linear tails and customary for all;
             "exact": by differentiating three times, for small layers.
         max_exact_elements: neurons a layer may have for "exact" (4096).
@@ -181,7 +181,7 @@ class SmoothGradCAMpp(Explainer):
         self.eps, self.derivatives, self.max_exact_elements = eps, derivatives, max_exact_elements
         self.linear_tail, self.seed = linear_tail, seed
         self._most_exact = max_exact_elements if derivatives == "exact" else None
-        self._linear: dict[str, bool] = {}  # by layer, what was found for classes
+        self._linear: set[tuple[str, int]] = set()  # layers and classes whose score was found to be linear behind them
 
     def close(self) -> None:
         super().close()
@@ -191,20 +191,25 @@ class SmoothGradCAMpp(Explainer):
 
     def _explain(self, call: Call) -> None:
         names, images = self.layers or [], [Row(i) for i in range(len(call.x))]
-        of_classes = call.scorer.functions is None
-        known = of_classes and self.linear_tail == "auto" and all(self._linear.get(name) for name in names)
-        if self.sigma == 0 or known:
-            self._pass_all(call, images, lambda rows: call.x[[row.image for row in rows]])
-            self._without_noise(call)
-            call.linear = {name: self._linear[name] for name in names if name in self._linear}
-            return
+        # what is known is known of classes, whichever those are, and of the model without further arguments
+        cached = self.linear_tail == "auto" and call.scorer.functions is None and not call.kwargs
         noisy = _Noise(call.x, self.sigma, self.noise, self.noise_clip, self.seed)
-        # an image and its first copy side by side: what is compared lies in one pass
-        self._pass_all(call, [row for i, _ in images for row in (Row(i), Row(i, 1))], noisy)
+        first = [Row(image, 1) for image, _ in images]
+        if self.sigma == 0 or (cached and self._linear):
+            self._pass_all(call, images, noisy)
+            known = {name: cached and self._known(call, name) for name in names}
+            if self.sigma == 0 or all(known.values()):
+                self._without_noise(call)
+                call.linear = {name: True for name in names if known[name]}
+                return
+            self._pass_all(call, first, noisy)
+        else:
+            # an image and its first copy side by side: what is compared lies in one pass
+            self._pass_all(call, [row for pair in zip(images, first, strict=True) for row in pair], noisy)
         if self.linear_tail == "auto":
             call.linear = self._tails(call)
-            if of_classes:
-                self._linear |= call.linear
+            if cached:
+                self._linear |= {(name, c) for name in names if call.linear[name] for c in self._classes(call)}
             if all(call.linear.values()):
                 self._without_noise(call)
                 self._tell(call)
@@ -266,14 +271,24 @@ class SmoothGradCAMpp(Explainer):
         alike = {name: layer.same and any(bool(s.any()) for s in layer.slopes) for name, layer in call.layers.items()}
         if not any(alike.values()):
             return alike
+        images = call.scorer.distinct
         try:
-            found = self._pass(call, unrelated(call.x), [0], [False])
-            for name, layer in call.layers.items():
-                slope = self.slope(layer, name, found, 0) / aligned(layer.scales[0], layer.slopes[0])
-                alike[name] = alike[name] and torch.equal(slope, layer.slopes[0])
+            for at in range(0, len(images), 8):
+                part = images[at : at + 8]
+                found = self._pass(call, unrelated(call.x[part]), part, [False] * len(part))
+                for row, image in enumerate(part):
+                    for name, layer in call.layers.items():
+                        slope = self.slope(layer, name, found, row) / aligned(layer.scales[image], layer.slopes[0])
+                        alike[name] = alike[name] and torch.equal(slope, layer.slopes[image])
         except NonFinite:  # the model cannot take such an input: nothing is known
             return dict.fromkeys(alike, False)
         return alike
+
+    def _classes(self, call: Call) -> list[int]:
+        return [] if call.scorer.classes is None else call.scorer.classes.flatten().tolist()
+
+    def _known(self, call: Call, name: str) -> bool:
+        return all((name, c) in self._linear for c in self._classes(call))
 
     def _tell(self, call: Call) -> None:
         if self.n_samples == 1 or self._asked is None or self._asked == "last":

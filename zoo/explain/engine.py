@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..attacks.modes import attack_mode, frozen
 from .errors import (
+    CAMError,
     DisconnectedTarget,
     InferenceParameters,
     LayerCalledTwice,
@@ -54,7 +55,8 @@ class Taps:
         handles = []
         try:
             for name, layer in self.layers.items():
-                handles.append(layer.register_forward_hook(partial(self._tapped, name)))
+                # before hooks of the user's: what a model keeps by a hook must be what is differentiated
+                handles.append(layer.register_forward_hook(partial(self._tapped, name), prepend=True))
             with torch.no_grad():  # until a hook turns gradients on
                 output = model(x, **kwargs)
         finally:
@@ -70,6 +72,11 @@ class Taps:
                     f"the forward pass runs layer {name!r} {calls} times; say layer_call='first' or 'last', or name"
                     " another"
                 )
+            if len(self.maps[name]) != len(x):
+                raise NotSpatial(
+                    f"layer {name!r} returns {len(self.maps[name])} rows for {len(x)} images: windows, or tokens"
+                    " before the batch; name the block around it"
+                )
         return output
 
     def _tapped(self, name: str, _: nn.Module, __: Any, output: Any) -> Any:
@@ -83,6 +90,8 @@ class Taps:
         if not first.requires_grad:
             first = first.detach().requires_grad_()
         self.maps[name] = first
+        if hasattr(output, "_replace"):  # a namedtuple
+            return output._replace(**{output._fields[0]: first.clone()})
         if isinstance(output, (tuple, list)):
             rest = [first.clone(), *output[1:]]
             return rest if isinstance(output, list) else tuple(rest)
@@ -166,6 +175,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
     for parameter in model.parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise CAMError("the model has lazy layers that have not run; call it once before it is explained")
         if parameter.is_inference():
             raise InferenceParameters(
                 "gradients cannot pass parameters made in inference mode; build or load the model outside"

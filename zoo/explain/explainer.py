@@ -6,6 +6,7 @@ the model is in evaluation. An image comes before its copies, since its scores s
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..kernels.ops import compute_dtype
 from . import formulas
@@ -291,13 +293,16 @@ class Explainer:
         if x.ndim == 4 and self.memory_format == "channels_last" and x[:, 0].numel() >= self._pixels:
             x = x.contiguous(memory_format=torch.channels_last)
         taps = Taps(named_layers(self.model, self.layers), self.layer_call)
-        with torch.no_grad():  # its hooks turn gradients on; what follows wants them where it is differentiated again
+        exact = self._most_exact is not None
+        # of attention only the plain formula can be differentiated three times
+        attention = sdpa_kernel(SDPBackend.MATH) if exact else contextlib.nullcontext()
+        with torch.no_grad(), attention:  # the hooks of the taps turn gradients on
             output = taps.run(self.model, x, call.arguments(image_of))
         with torch.enable_grad():
             output = self.output_fn(output)
             scores = call.scorer(output, image_of, clean)
-            grads = gradients(scores, taps.maps, graph=self._most_exact is not None)
-            bends = self._bends(taps.maps, grads) if self._most_exact is not None else {}
+            grads = gradients(scores, taps.maps, graph=exact)
+            bends = self._bends(taps.maps, grads) if exact else {}
         call.passed += len(image_of)
         call.outputs += [_entry(output, i) for i, is_clean in enumerate(clean) if is_clean]
         return Pass(taps.maps, grads, bends, scores.detach())
@@ -451,6 +456,17 @@ def aligned(t: Tensor, like: Tensor) -> Tensor:
 
 
 def _entry(output: Any, row: int) -> Any:
+    """What an output says of a row, without its graph."""
     if isinstance(output, Tensor):
         return output[row].detach()
-    return output[row] if isinstance(output, Sequence) else output
+    if isinstance(output, Mapping):
+        return {key: _entry(value, row) for key, value in output.items()}
+    if isinstance(output, tuple):
+        return tuple(_entry(value, row) for value in output)
+    return _detached(output[row]) if isinstance(output, list) else output
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _detached(inner) for key, inner in value.items()}
+    return value.detach() if isinstance(value, Tensor) else value

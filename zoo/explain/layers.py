@@ -33,8 +33,8 @@ def named_layers(model: nn.Module, layers: LayerSpec) -> dict[str, nn.Module]:
     Raises:
         UnknownLayer: if one is not in the model, or named twice.
     """
-    known = dict(model.named_modules())
-    names = {id(module): name for name, module in known.items()}
+    known = dict(model.named_modules(remove_duplicate=False))
+    names = {id(module): name for name, module in model.named_modules()}
     found: dict[str, nn.Module] = {}
     for layer in [layers] if isinstance(layers, (str, nn.Module)) else layers or []:
         if isinstance(layer, nn.Module):
@@ -105,9 +105,11 @@ def _candidates(
     """Blocks, and single layers, whose output is a map of at least 2 x 2; in the order in which they end, one a map."""
     watched = dict(model.named_modules())
     groups: dict[str, int] = {}  # of layers with a map; a block and its last layer return one and the same tensor
+    calls = dict.fromkeys(watched, 0)
     latest: list[Any] = [None]
 
     def note(name: str, output: Any) -> None:
+        calls[name] += 1
         output = _first(output)
         if isinstance(output, Tensor) and _has_map(name, output, model, x, reshape):
             groups[name] = max(groups.values(), default=0) + (output is not latest[0])
@@ -129,6 +131,8 @@ def _candidates(
     # Of names for one output that with the fewest dots but one at least: blocks.6 rather than blocks or blocks.6.0.
     for name in sorted(groups, key=lambda n: (n.count(".") == 0, n.count("."))):
         module = watched[name]
+        if calls[name] > 1:
+            continue
         is_leaf = next(module.children(), None) is None
         if is_leaf and any(word in type(module).__name__.lower() for word in _PASSIVE):
             continue
@@ -175,15 +179,17 @@ def _looked_at(
 
 
 def unrelated(x: Tensor) -> Tensor:
-    """Another input for x [B, ...]: [1, ...] of normal numbers, always the same.
+    """Another input for each of x [B, ...]: the same normal numbers, less ten times x.
 
-    They are large, so that biases do not decide alone which units of a small network are on.
+    Units of a small network that are on for x, copies and noise alike, are off for the opposite of x.
     """
     generator = torch.Generator().manual_seed(0)
-    return (10 * torch.randn(1, *x.shape[1:], generator=generator)).to(x)
+    return torch.randn(x.shape[1:], generator=generator).to(x) - 10 * x
 
 
 def _has_map(name: str, output: Tensor, model: nn.Module, x: Tensor, reshape: Literal["auto"] | Reshape) -> bool:
+    if len(output) != len(x):  # windows, or tokens first
+        return False
     try:
         maps = resolve_reshape(reshape, name, output, model, x.shape[2:])(output)
     except (CAMError, RuntimeError):  # no map, or a user's function for another layer

@@ -106,10 +106,15 @@ def _channels_last(model: nn.Module) -> bool:
 
 def _grid(tokens: int, model: nn.Module, size: Sequence[int]) -> TokenReshape | None:
     """The grid of the proportions of the input, behind as few tokens as possible."""
-    known = getattr(model, "num_prefix_tokens", None)  # timm
-    for prefix in [known] if isinstance(known, int) else range(_MOST_PREFIXES + 1):
-        patches = tokens - prefix
-        height = round(math.sqrt(patches * size[0] / size[1])) if patches > 0 else 0
-        if height and patches % height == 0 and _alike((height, patches // height), size):
-            return TokenReshape((height, patches // height), prefix)
+    known = getattr(model, "num_prefix_tokens", None)  # timm; a layer may come before them
+    prefixes = [known, 0] if isinstance(known, int) else range(_MOST_PREFIXES + 1)
+    for exact in (True, False):
+        for prefix in prefixes:
+            patches = tokens - prefix
+            height = round(math.sqrt(patches * size[0] / size[1])) if patches > 0 else 0
+            if not height or patches % height:
+                continue
+            grid = (height, patches // height)
+            if grid[0] * size[1] == grid[1] * size[0] or (not exact and _alike(grid, size)):
+                return TokenReshape(grid, prefix)
     return None

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import UnknownLayer
+from .errors import CAMError, UnknownLayer
 from .formulas import Normalize, normalised
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ class CAMResult:
         Raises:
             UnknownLayer: if the layer was not explained, or several were and none is named.
         """
-        size = self.size if size == "default" else size
         if layer is None and self.fused is not None:
-            return self.fused
+            return self.fused if size == "default" else sized(self.fused, size, self.input_size, "max")
+        size = self.size if size == "default" else size
         if layer is None and len(self.maps) > 1:
             raise UnknownLayer(
                 f"heatmap: several layers were explained, name one of {', '.join(self.maps)}, or fuse them"
@@ -95,6 +95,9 @@ class CAMResult:
         from .overlay import overlay
 
         maps = self.heatmap(layer)
+        several = 1 + (self.scores.ndim > 1)
+        if maps.ndim != several + len(self.input_size):
+            raise CAMError("overlay: these are the parts of a map, with signs; explain without reduce='none'")
         targets = maps.shape[1] if maps.ndim > 1 + len(self.input_size) else 1
         flat = maps.reshape(-1, *maps.shape[-len(self.input_size) :])
         return [overlay(images[i // targets], one, **options) for i, one in enumerate(flat)]

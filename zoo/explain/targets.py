@@ -167,6 +167,16 @@ class Scorer:
         return found if self.several else found.squeeze(1)
 
     @property
+    def distinct(self) -> list[int]:
+        """Images that together have every target, once it is known."""
+        if self.functions is not None:
+            return list(range(len(self.functions)))
+        seen: dict[tuple[int, ...], int] = {}
+        for image, classes in enumerate(self._classes):
+            seen.setdefault(tuple(classes.tolist()) if classes is not None else (), image)
+        return list(seen.values())
+
+    @property
     def of_first(self) -> Targets:
         """The target of the first image."""
         if self.functions is not None:
@@ -236,6 +246,8 @@ def _part(output: Any, row: int) -> Any:
         return output[row : row + 1]
     if isinstance(output, Mapping):
         return {key: _part(value, row) for key, value in output.items()}
+    if isinstance(output, tuple):
+        return tuple(_part(value, row) for value in output)
     raise TargetNotScalar(
         f"one function an image needs an output that divides into rows, got {type(output).__name__}; give output_fn="
     )

@@ -50,7 +50,8 @@ class CAMCallback(L.Callback):
         every_n_epochs: epochs from one drawing to the next.
         stage: "validation", of a fit or of `zoo validate`, or "test".
         targets: explain the "label", the "prediction", or "both" in this order. Of several labels a picture, [B, C] of
-            0 and 1, the first that is present is explained; of a picture without any, the prediction.
+            0 and 1, the first that is present is explained; of a picture without any, or with one that is no class,
+            the prediction.
         class_names: names by number; None for those of the data module, or else the numbers.
         cmap, alpha: of :func:`zoo.explain.overlay`.
         log_metrics: of "average_drop", "increase_in_confidence", "insertion_auc" and "deletion_auc"; () for none. With
@@ -342,6 +343,7 @@ def _classes(labels: Tensor | None, logits: Tensor, wanted: Explained) -> Tensor
     true = labels.long()
     if labels.ndim == 2:
         true = torch.where((labels > 0).any(1), labels.argmax(1), predicted)  # of equal ones the first
+    true = torch.where((true >= 0) & (true < logits.shape[1]), true, predicted)  # others are there to be ignored
     return true[:, None] if wanted == "label" else torch.stack([true, predicted], 1)
 
 

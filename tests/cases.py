@@ -129,6 +129,11 @@ def _scored(*shape: int, classes: int = 0) -> Inputs:
     return make
 
 
+def _rejected(generator: torch.Generator) -> tuple[Any, ...]:
+    scores, rejector = floats((4, 5), (4,))(generator)
+    return scores, rejector, torch.randint(5, (4,), generator=generator)
+
+
 def _comp_sum(name: str, label: str = "", shape: Shape = (4, 5), **more: Any) -> Case:
     arguments = {"reduction": "none", **more}
     # of [N, C, d] one sample is [C, d], which is [N, C] to the loss
@@ -143,11 +148,16 @@ CASES: tuple[Case, ...] = (
     _comp_sum("comp_sum", "rho_logistic", tau=0.0, aux="rho_logistic", rho=0.5),
     _comp_sum("comp_sum", "formula", tau=0.5, max_weight=4.0, backend="eager"),
     _comp_sum("comp_sum", "smoothed", tau=1.2, label_smoothing=0.2),
+    _comp_sum("comp_sum", "normalized", tau=1.4, normalized=True),
+    _comp_sum("comp_sum", "truncated", tau=1.7, truncation=0.15),
     _comp_sum("sum_exponential"),
     _comp_sum("logistic"),
     _comp_sum("gce"),
     _comp_sum("alpha_loss", alpha=0.8),
     _comp_sum("mae"),
+    Case(
+        "loss", "predictor_rejector", _rejected, {}, (4,), {"cost": 0.3, "alpha": 1.5, "reduction": "none"}, vmap=False
+    ),
     Case(
         "loss",
         "linear_comp_sum",

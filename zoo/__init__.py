@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .losses import LogisticLoss as LogisticLoss
     from .losses import MeanAbsoluteErrorLoss as MeanAbsoluteErrorLoss
     from .losses import PGDATLoss as PGDATLoss
+    from .losses import PredictorRejectorLoss as PredictorRejectorLoss
     from .losses import PSALLoss as PSALLoss
     from .losses import SmoothAdversarialCompSumLoss as SmoothAdversarialCompSumLoss
     from .losses import SumExponentialLoss as SumExponentialLoss
@@ -107,6 +108,7 @@ _lazy = {
     "PGDATLoss": "losses",
     "PSALLoss": "losses",
     "PointingGame": "metrics",
+    "PredictorRejectorLoss": "losses",
     "PolyCom": "activations.polycom",
     "PolyFFN": "activations.polycom",
     "PolyNorm": "activations.polycom",

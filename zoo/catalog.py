@@ -20,6 +20,7 @@ LossName = Literal[
     "logistic",
     "mae",
     "pgd_at",
+    "predictor_rejector",
     "psal",
     "smooth_adv_comp_sum",
     "sum_exponential",
@@ -153,6 +154,13 @@ PAPERS: dict[str, Paper] = {
         venue="AAAI",
         year=2017,
         arxiv="1712.09482",
+    ),
+    "predictor_rejector": Paper(
+        title="Predictor-Rejector Multi-Class Abstention: Theoretical Analysis and Algorithms",
+        authors="Mao et al.",
+        venue="ALT",
+        year=2024,
+        arxiv="2310.14772",
     ),
     "trades": Paper(
         title="Theoretically Principled Trade-off between Robustness and Accuracy",
@@ -346,6 +354,16 @@ COMPONENTS: tuple[Component, ...] = (
     _comp_sum("gce", "GeneralizedCrossEntropyLoss", "(1 - p^q) / q, tau = 1 + q", "gce", "eq. 6"),
     _comp_sum("alpha_loss", "AlphaLoss", "alpha / (alpha - 1) (1 - p^(1 - 1/alpha)), tau = 2 - 1/alpha", "alpha_loss"),
     _comp_sum("mae", "MeanAbsoluteErrorLoss", "1 - p, tau = 2", "mae"),
+    Component(
+        name="predictor_rejector",
+        kind="loss",
+        target="zoo.losses:PredictorRejectorLoss",
+        summary="(1 - p) exp(r) + c exp(-r): a predictor, and a rejector that learns when not to answer",
+        paper="predictor_rejector",
+        tags=_LANGUAGE,
+        dtypes=_ALL_FLOATS,
+        grad_order=2,
+    ),
     _adversarial(
         "smooth_adv_comp_sum",
         "SmoothAdversarialCompSumLoss",

@@ -1,5 +1,7 @@
-"""Losses. Files: `comp_sum/` the family, `theory.py` its bounds, `targets.py` tasks made of it, `adversarial.py`."""
+"""Losses. Files: `comp_sum/` the family, `theory.py` its bounds, `targets.py` and `abstention.py` tasks made of it,
+`adversarial.py`."""
 
+from .abstention import PredictorRejectorLoss, predictor_rejector_loss
 from .adversarial import (
     AdvCompSumLoss,
     AdvLossOutput,
@@ -35,12 +37,14 @@ __all__ = [
     "MeanAbsoluteErrorLoss",
     "PGDATLoss",
     "PSALLoss",
+    "PredictorRejectorLoss",
     "SmoothAdversarialCompSumLoss",
     "SumExponentialLoss",
     "TradesLoss",
     "comp_sum_from_nll",
     "comp_sum_loss",
     "linear_comp_sum_loss",
+    "predictor_rejector_loss",
     "score_difference_norm",
     "smooth_adversarial_comp_sum_loss",
     "tau_from_q",

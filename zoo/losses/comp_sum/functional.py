@@ -36,6 +36,8 @@ def comp_sum_loss(
     rho: float = 1.0,
     max_weight: float | None = None,
     zero_if_empty: bool = False,
+    normalized: bool = False,
+    truncation: float | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """((1 + u)^(1 - tau) - 1) / (1 - tau), u = sum_{j != y} exp(z_y - z_j)^-1; cross-entropy, log(1 + u), at tau = 1.
@@ -61,6 +63,10 @@ def comp_sum_loss(
         max_weight: >= 1, bound on the factor p^(tau - 1) for tau < 1: where it would be exceeded the loss goes on
             linearly in -log p. None for no bound.
         zero_if_empty: 0, with a gradient of 0, instead of NaN for the mean of nothing.
+        normalized: over the sum of the losses of all classes (Ma et al., "Normalized Loss Functions for Deep Learning
+            with Noisy Labels", ICML 2020, arXiv:2006.13554); for class targets and tau >= 1.
+        truncation: in (0, 1): where p is less the loss stays what it is there, and such a sample has no gradient (Zhang
+            and Sabuncu 2018); for class targets.
         backend: "auto" runs the fused closed form, which keeps the scores and two numbers a row for the backward;
             "eager" the plain formula in PyTorch. torch.export and torch.func use the formula.
 
@@ -87,6 +93,8 @@ def comp_sum_loss(
     soft = target.is_floating_point()
     tau = _check_tau(tau, target.shape[:1] + target.shape[2:] if soft else target.shape, input)
     _check_options(input, weight, reduction, label_smoothing, aux, rho, max_weight, soft)
+    if normalized or truncation is not None:
+        _check_changes(tau, normalized, truncation, aux, soft or bool(label_smoothing))
     cap = math.inf if max_weight is None else math.log(max_weight)
     if label_smoothing and (tau < 1 if isinstance(tau, float) else False):
         warn_once(
@@ -99,7 +107,10 @@ def comp_sum_loss(
     if soft:
         loss, total = _of_weights(input, target, tau, weight, label_smoothing, cap)
     else:
-        loss, total = _of_classes(input, target, tau, weight, ignore_index, label_smoothing, aux, rho, cap, backend)
+        changes = (normalized, truncation)
+        loss, total = _of_classes(
+            input, target, tau, weight, ignore_index, label_smoothing, aux, rho, cap, changes, backend
+        )
     return reduce(loss.squeeze(0) if flat else loss, total, reduction, zero_if_empty)
 
 
@@ -212,12 +223,14 @@ def _of_classes(
     aux: Aux,
     rho: float,
     cap: float,
+    changes: tuple[bool, float | None],
     backend: Backend,
 ) -> tuple[Tensor, Tensor | int]:
     """Loss of each element, and the sum of the weights of those that count."""
     target = target.long()
     every = check_classes(target, input.shape[1], ignore_index)
-    if every and weight is None and not label_smoothing and aux == "exp":  # no mask, no sum of it
+    plain = weight is None and not label_smoothing and aux == "exp" and changes == (False, None)
+    if every and plain:  # no mask, no sum of it
         return row_losses(input, target, tau, cap, ignore_index, backend), target.numel()
     kept = target != ignore_index
     if aux == "exp":
@@ -225,6 +238,7 @@ def _of_classes(
     else:
         u = _auxiliary_sum(input, torch.where(kept, target, 0), aux, rho)
         loss = torch.where(kept, phi_of_nll(torch.log1p(u), tau, cap), 0)
+    loss = _changed(loss, input, tau, cap, *changes)
     if weight is None:
         total = kept.sum()
     else:
@@ -252,6 +266,18 @@ def _of_weights(
     if weight is not None:
         target = target * weight.to(target.dtype).view(-1, *[1] * (input.ndim - 2))
     return soft_comp_sum_reference(input, target, tau, cap), input.numel() // classes
+
+
+def _changed(
+    loss: Tensor, input: Tensor, tau: float | Tensor, cap: float, normalized: bool, truncation: float | None
+) -> Tensor:
+    """The loss of each element, over that of all classes, or bounded."""
+    if normalized:
+        loss = loss / soft_comp_sum_reference(input, (input > -math.inf).to(loss.dtype), tau, cap)
+    if truncation is not None:
+        bound = phi_of_nll(loss.new_tensor(-math.log(truncation)), tau, cap)
+        loss = torch.minimum(loss, bound)
+    return loss
 
 
 def _auxiliary_sum(input: Tensor, target: Tensor, aux: Aux, rho: float) -> Tensor:
@@ -333,6 +359,19 @@ def _check_options(
             f"comp_sum_loss: aux={aux!r} takes classes for targets, without label smoothing; use aux='exp'"
         )
     check_max_weight(max_weight, "comp_sum_loss")
+
+
+def _check_changes(tau: float | Tensor, normalized: bool, truncation: float | None, aux: str, of_weights: bool) -> None:
+    if of_weights or aux != "exp":
+        raise ValueError(
+            "comp_sum_loss: normalized and truncation take classes for targets, without label smoothing, and aux='exp'"
+        )
+    if normalized and truncation is not None:
+        raise ValueError("comp_sum_loss: give normalized or truncation, not both")
+    if normalized and isinstance(tau, float) and tau < 1:
+        raise ValueError(f"comp_sum_loss: normalized takes tau >= 1, got {tau}: below, the sum of all losses overflows")
+    if truncation is not None and not 0 < truncation < 1:
+        raise ValueError(f"comp_sum_loss: truncation must lie in (0, 1), got {truncation}")
 
 
 def check_reduction(reduction: str, of: str) -> None:

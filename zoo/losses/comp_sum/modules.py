@@ -78,6 +78,8 @@ class CompSumLoss(TunableLoss):
         rho: > 0, divides the score differences.
         max_weight: >= 1, bound on p^(tau - 1) for tau < 1, or None.
         zero_if_empty: 0 instead of NaN for the mean of nothing.
+        normalized: over the sum of the losses of all classes, for tau >= 1.
+        truncation: probability in (0, 1) below which the loss stays constant, or None.
         backend: "auto" or "eager", the plain formula.
 
     Shape:
@@ -110,6 +112,8 @@ class CompSumLoss(TunableLoss):
         rho: float = 1.0,
         max_weight: float | None = None,
         zero_if_empty: bool = False,
+        normalized: bool = False,
+        truncation: float | None = None,
         backend: Backend = "auto",
     ) -> None:
         super().__init__(tau)
@@ -121,7 +125,7 @@ class CompSumLoss(TunableLoss):
         self.register_buffer("weight", weight)
         self.ignore_index, self.reduction, self.label_smoothing = ignore_index, reduction, label_smoothing
         self.aux, self.rho, self.max_weight, self.zero_if_empty = aux, rho, max_weight, zero_if_empty
-        self.backend = backend
+        self.normalized, self.truncation, self.backend = normalized, truncation, backend
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return comp_sum_loss(
@@ -136,6 +140,8 @@ class CompSumLoss(TunableLoss):
             rho=self.rho,
             max_weight=self.max_weight,
             zero_if_empty=self.zero_if_empty,
+            normalized=self.normalized,
+            truncation=self.truncation,
             backend=self.backend,
         )
 
@@ -156,6 +162,8 @@ _DEFAULTS = {
     "rho": 1.0,
     "max_weight": None,
     "zero_if_empty": False,
+    "normalized": False,
+    "truncation": None,
     "backend": "auto",
 }
 

@@ -50,7 +50,8 @@ def test_pages_are_there() -> None:
 
 
 @pytest.fixture
-def tables() -> ModuleType:
+def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(DOCS / "_ext")
     spec = importlib.util.spec_from_file_location("tables", DOCS / "_ext/tables.py")
     assert spec is not None
     assert spec.loader is not None

@@ -178,6 +178,26 @@ def test_tiny_and_huge_gradients(factor: float) -> None:
     close(heatmap(torch.float32), expected, 1e-5)
 
 
+def test_how_many_copies_count() -> None:
+    """Also where the copy with the highest score is not the first."""
+    model, x = brute.network(), brute.images()
+    with torch.no_grad():
+        weights = torch.stack([model(copy)[0] for copy in brute.noisy(x, 6, 0.5)]).exp()
+    assert int((weights.argmax(0) > 0).sum()) >= 2
+    found = SmoothGradCAMpp(model, "head", n_samples=6, sigma=0.5)(x, [[0, 1, 2]]).effective_samples
+    torch.testing.assert_close(found, (weights.sum(0) ** 2 / (weights**2).sum(0)).view(1, 3))
+
+
+def test_eps_is_in_the_unit_of_the_squared_gradient() -> None:
+    model, x = brute.network(), brute.images()
+    leaf = model.head(x).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(model.tail(leaf)[0, 1], leaf)
+    below = 2 * slope**2 + leaf.sum((2, 3), keepdim=True) * slope**3 + 1e-3
+    alpha = torch.where(below > 0, slope**2 / below, 0)
+    expected = ((alpha * slope.relu()).sum((2, 3), keepdim=True) * leaf).sum(1).relu().detach()
+    close(GradCAMpp(model, "head", eps=1e-3)(x, 1).maps["head"], expected, 1e-12)
+
+
 # Noise
 
 

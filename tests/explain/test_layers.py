@@ -428,3 +428,40 @@ def test_exact_derivatives_through_attention() -> None:
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_heads=1, embed_dim=8, num_classes=3)
     result = GradCAMpp(model.double(), "blocks.0", derivatives="exact")(torch.randn(1, 3, 32, 32).double(), 1)
     assert result.maps["blocks.0"].shape == (1, 2, 2)
+
+
+def test_every_target_is_probed() -> None:
+    """Noise so small that no unit changes: only another input tells that the second image's class is not linear."""
+    model, x = TwoHeads().double(), brute.images(2)
+    found = SmoothGradCAMpp(model, "head", n_samples=2, sigma=1e-12)(x, [0, 1])
+    assert found.linear_tail == {"head": False}
+
+
+@pytest.mark.filterwarnings("ignore:.*0 everywhere")
+def test_one_image_without_noise_does_not_speak_for_the_others() -> None:
+    model, x = TwoHeads().double(), brute.images(2)
+    x[1] = 0.5  # its range is 0, and so is its noise
+    assert SmoothGradCAMpp(model, "head", n_samples=2, sigma=1.0)(x, 1).n_forwards == 3  # no probe
+
+
+class Odd(nn.Module):
+    """A good block, then one that runs twice, then one that sees windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.good = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
+        self.twice = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
+        self.windows = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.twice(self.twice(self.good(x)))
+        x = torch.cat(self.windows(torch.cat([x[..., :4], x[..., 4:8]])).chunk(2), -1)
+        return self.fc(x.mean((2, 3)))
+
+
+def test_the_choice_passes_over_what_cannot_be_explained() -> None:
+    cam = SmoothGradCAMpp(Odd().double(), n_samples=2)
+    cam(brute.images(1), 1)
+    assert cam.layers == ["good"]

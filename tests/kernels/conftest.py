@@ -109,6 +109,11 @@ class FakeCompiler:
         """Arguments of each call so far."""
         return self._calls.read_text().splitlines() if self._calls.exists() else []
 
+    @property
+    def builds(self) -> int:
+        """How many libraries were linked."""
+        return sum(call.startswith("-shared") for call in self.calls)
+
     def wait_until_started(self) -> None:
         """Return when a gated compiler is in the middle of its work."""
         assert select.select([self._started], [], [], 60)[0], "the compiler was not called"

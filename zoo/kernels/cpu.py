@@ -14,6 +14,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .. import settings
@@ -167,25 +169,36 @@ def compiler() -> list[str]:
 
 
 def _compile(command: list[str], level: str, output: Path) -> None:
+    """One object a source, side by side, and then the library."""
     import torch
 
     home = Path(torch.__file__).parent
     # The libraries are loaded when this one is; naming them makes the linker check that nothing is missing.
     link = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-ltorch_cpu", "-Wl,-z,defs"]
     march = [f"-march={level}"] if level.startswith(("x86", "arm")) else []
-    paths = [str(sources.folder() / source) for source in _sources()]
     include = [f"-I{sources.folder()}", f"-I{home / 'include'}"]
     places = zip((sources.folder(), home), _PREFIXES, strict=True)
     shorten = [f"-ffile-prefix-map={place}={name}" for place, name in places]
-    what = ["-shared", *paths, "-o", str(output), f"-L{home / 'lib'}", *link]
-    whole = [*command, *_FLAGS, *shorten, *march, *include, *what]
+    options = [*command, *_FLAGS, *shorten, *march, *include]
+    with tempfile.TemporaryDirectory(prefix="zoo-") as scratch:
+        objects = [str(Path(scratch) / f"{number}.o") for number, _ in enumerate(_sources())]
+        commands = [
+            [*options, "-c", str(sources.folder() / source), "-o", made]
+            for source, made in zip(_sources(), objects, strict=True)
+        ]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(_run, commands))
+        _run([*command, "-shared", *objects, "-o", str(output), f"-L{home / 'lib'}", *link])
+
+
+def _run(command: list[str]) -> None:
     try:
-        done = subprocess.run(whole, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
         raise KernelBuildError(f"the C++ compiler {command[0]} cannot be run: {error.strerror}; set CXX") from error
     if done.returncode:
         first = next((line for line in done.stderr.splitlines() if "error" in line.lower()), "")
         raise KernelBuildError(
             f"{command[0]} failed with status {done.returncode} on the CPU kernels: {first.strip()}\n"
-            f"{shlex.join(whole)}\n{done.stderr.strip()}"
+            f"{shlex.join(command)}\n{done.stderr.strip()}"
         )

@@ -34,12 +34,17 @@ from zoo.losses import comp_sum
 from zoo.losses.comp_sum import eager as comp_sum_eager
 from zoo.norms import evonorm
 from zoo.norms.evonorm import eager as evonorm_eager
+from zoo.splat import sh
+from zoo.splat.convex import eager as convex_eager
+from zoo.splat.convex import ops as convex
 
 ROOT = Path(__file__).resolve().parents[1]
 OPS = (
     *(f"{op}{suffix}" for op in ("poly_relu", "poly_norm", "poly_norm_mul") for suffix in ("", "_backward")),
     *("evonorm_s", "evonorm_s_backward", "evonorm_moments", "evonorm_b_apply", "evonorm_b_sums", "evonorm_b_grad"),
     *("comp_sum", "comp_sum_backward"),
+    *("convex_project", "convex_project_bwd", "convex_isect", "convex_raster", "convex_raster_bwd"),
+    *("sh_eval", "sh_eval_bwd"),
 )
 MAPS = ((2, 6, 5), (1, 40, 99), (3, 8, 1), (0, 4, 9))  # [N, C, L]
 SCORES = ((7, 3, 1), (5, 1000, 1), (2, 4099, 1), (3, 21, 150), (1, 130, 5), (0, 9, 1))  # [B, C, S]
@@ -64,7 +69,9 @@ class Tally:
             assert alike, f"{what}, output {k}: {mine.shape} {mine.dtype}, not {other.shape} {other.dtype}"
             self._digest.update(mine.flatten().clone().view(torch.uint8).numpy().tobytes())
             self.count += 1
-            if mine.numel():
+            if mine.numel() and not mine.is_floating_point():
+                assert torch.equal(mine, other), f"{what}, output {k}: other integers"
+            elif mine.numel():
                 error, largest = (mine.double() - other.double()).abs().max(), other.double().abs().max()
                 part = float(error / largest.clamp_min(1e-30)) / TOLERANCES[mine.dtype]
                 assert part <= 1, f"{what}, output {k}: {part:.3g} times the tolerance"  # NaN fails too
@@ -201,6 +208,54 @@ def compare_comp_sum_ops(tally: Tally) -> None:
         tally.compare(f"comp_sum_backward, {what}", [ours], [wanted])
 
 
+def compare_convex_ops(tally: Tally) -> None:
+    """The five ops and the harmonics against PyTorch, each given what ours gave before it; two cameras of one scene."""
+    width, height, count = 37, 29, 20
+    for dtype, k, clip in itertools.product((torch.float64, torch.float32), (3, 6, 8), (False, True)):
+        what = f"{dtype}, {k} points{', clip' if clip else ''}"
+        middles = _values(1, 1, count, 1, 3, dtype=dtype, largest=2.0) + torch.tensor([0, 0, 0.5 if clip else 3.0])
+        # Cubes of the index: the values step evenly, and where points lie on a line, rounding decides on the hull.
+        arms = (torch.arange(1, count * k * 3 + 1) ** 3 * 48271 % 65521 / 65520.0 - 0.5).reshape(1, count, k, 3)
+        points = (middles + arms).to(dtype)
+        delta, sigmas = _values(3, 1, count, dtype=dtype).abs() + 0.3, _values(4, 2, count, dtype=dtype).abs() + 0.1
+        opacities = (_values(5, 2, count, dtype=dtype) / 4).abs() + 0.1
+        viewmats = torch.eye(4, dtype=dtype).repeat(2, 1, 1)
+        viewmats[1, :3, 3] = torch.tensor([0.1, -0.2, 0.3])
+        Ks = torch.tensor([[40.0, 0, 18], [0, 38, 15], [0, 0, 1]], dtype=dtype).repeat(2, 1, 1)
+        scene = (points, delta, sigmas, opacities, viewmats, Ks)
+        options = (width, height, 0.1, 100.0, 0.0, 30.0, clip, True)
+        projected = convex.convex_project(*scene, *options)
+        tally.compare(f"convex_project, {what}", projected, convex_eager.convex_project(*scene, *options))
+        means2d, depths, points2d, lines, sharpness, limits, hull_size, boxes, _ = projected
+        footprint = (means2d, depths, lines, limits, hull_size, boxes, width, height, 16)
+        met = convex.convex_isect(*footprint)
+        tally.compare(f"convex_isect, {what}", met, convex_eager.convex_isect(*footprint))
+        colors, behind = _values(6, 2, count, 3, dtype=dtype), _values(7, 2, 3, dtype=dtype)
+        tensors = (means2d, lines, sharpness, opacities, colors, behind, sharpness, limits, hull_size, boxes, *met[1:])
+        sizes = (width, height, 16)
+        rendered = convex.convex_raster(*tensors, *sizes, True)
+        tally.compare(f"convex_raster, {what}", rendered, convex_eager.convex_raster(*tensors, *sizes, True))
+        grads = _values(8, 2, height, width, 3, dtype=dtype), _values(9, 2, height, width, dtype=dtype)
+        ours, expected = (
+            op(*grads, *tensors, *rendered[1:], *sizes)
+            for op in (convex.convex_raster_bwd, convex_eager.convex_raster_bwd)
+        )
+        loose = dtype is torch.float32  # sums of either sign; the last bits are in the digest all the same
+        tally.compare(f"convex_raster_bwd, {what}", ours, ours if loose else expected)
+        arriving = (means2d, depths, points2d, *ours[:2])
+        given = (*arriving, points, delta, sigmas, viewmats, Ks, lines, hull_size, 0.1, 30.0, clip, True, True)
+        ours = convex.convex_project_bwd(*given)
+        expected = ours if loose else convex_eager.convex_project_bwd(*given)
+        tally.compare(f"convex_project_bwd, {what}", ours, expected)
+        seen = hull_size > 0
+        for degree in range(5):
+            dirs, coeffs = _values(1, 2, count, 3, dtype=dtype), _values(2, 1, count, 25, 3, dtype=dtype)
+            given = (dirs, coeffs, seen, degree)
+            tally.compare(f"sh_eval, {what}", [sh.sh_eval(*given)], [sh.sh_formula(*given)])
+            ours, expected = (op(colors, *given) for op in (torch.ops.zoo.sh_eval_bwd, sh._formula_gradients))
+            tally.compare(f"sh_eval_bwd, {what}", ours, expected)
+
+
 def check_gradients() -> None:
     """What torch asks of an op, and gradients against differences."""
     x, weight, bias = (
@@ -241,6 +296,7 @@ def check_here(library: Path) -> dict[str, object]:
     compare_ops(tally)
     compare_evonorm_ops(tally)
     compare_comp_sum_ops(tally)
+    compare_convex_ops(tally)
     check_gradients()
     return {"torch": torch.__version__, "count": tally.count, "worst": tally.worst, "digest": tally.digest}
 

@@ -134,6 +134,11 @@ def _rejected(generator: torch.Generator) -> tuple[Any, ...]:
     return scores, rejector, torch.randint(5, (4,), generator=generator)
 
 
+def _pictures(*shape: int) -> Inputs:
+    """Two pictures with values in [0, 1]."""
+    return lambda generator: tuple(torch.rand(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+
+
 def _comp_sum(name: str, label: str = "", shape: Shape = (4, 5), **more: Any) -> Case:
     arguments = {"reduction": "none", **more}
     # of [N, C, d] one sample is [C, d], which is [N, C] to the loss
@@ -166,6 +171,18 @@ CASES: tuple[Case, ...] = (
         (4,),
         {"in_features": 6, "num_classes": 5, "tau": 1.3, "bias": True, "reduction": "none", "chunk_size": 3},
         loose=4.0,
+    ),
+    Case("loss", "ssim", _pictures(2, 6, 13, 3), {}, (), vmap=False),
+    Case("loss", "ssim", _pictures(2, 1, 4, 5, 3), {}, (2, 1, 4, 5, 3), {"reduction": "none"}, label="map"),
+    Case("loss", "l1_dssim", _pictures(2, 6, 7, 3), {}, (), vmap=False),
+    Case(
+        "loss",
+        "l1_dssim",
+        _pictures(2, 1, 3, 4, 5),
+        {},
+        (2, 1, 3, 4, 5),
+        {"ssim_lambda": 0.7, "channels_first": True, "reduction": "none"},
+        label="planes",
     ),
     *(_evonorm(f"evonorm_{variant}") for variant in ("b0", "b1", "b2", "s0", "s1", "s2", "s0a", "s1a", "s2a")),
     _evonorm("evonorm_s0a", "linear", apply_act=False, state=_AFFINE),

@@ -37,6 +37,7 @@ ON_CPU = {
     **{f"robust/cifar10_{method}": [*LAPTOP, *HELD_OUT] for method in METHODS},
     "lm/bytes_gpu_polynorm": [*LAPTOP, "--data.batch_size=1"],
     "classify/cifar10_evonorm_s0": [*LAPTOP, *FEW_PICTURES],
+    "splat/boxes_cpu_medium": ["--data.size=32", "--data.num_points=9"],
 }
 
 
@@ -88,7 +89,7 @@ TOLD = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize("name", sorted(name for name in CONFIGS if not name.startswith("splat/")))  # those have rates
 def test_optimizer_is_fully_named(name: str, capsys: pytest.CaptureFixture) -> None:
     """jsonargparse keeps an earlier class's defaults when the class is switched, so nothing may rest on a default."""
     arguments = yaml.safe_load(CONFIGS[name].read_text())["model"]["init_args"]

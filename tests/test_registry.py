@@ -14,7 +14,17 @@ from torch import nn
 
 import zoo
 from zoo import registry
-from zoo.catalog import COMPONENTS, PAPERS, ActivationName, ExplainerName, LayerName, LossName, MetricName, NormName
+from zoo.catalog import (
+    COMPONENTS,
+    PAPERS,
+    ActivationName,
+    ExplainerName,
+    LayerName,
+    LossName,
+    MetricName,
+    NormName,
+    RendererName,
+)
 
 rows = pytest.mark.parametrize("row", COMPONENTS, ids=lambda row: f"{row.kind}-{row.name}")
 
@@ -42,6 +52,7 @@ def test_names_in_signatures_are_the_rows() -> None:
     assert set(get_args(LossName)) == set(zoo.list("loss"))
     assert set(get_args(MetricName)) == set(zoo.list("metric"))
     assert set(get_args(NormName)) == set(zoo.list("norm"))
+    assert set(get_args(RendererName)) == set(zoo.list("renderer"))
 
 
 def test_list_filters() -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .losses import AlphaLoss as AlphaLoss
     from .losses import CompSumLoss as CompSumLoss
     from .losses import GeneralizedCrossEntropyLoss as GeneralizedCrossEntropyLoss
+    from .losses import L1DSSIMLoss as L1DSSIMLoss
     from .losses import LinearCompSumLoss as LinearCompSumLoss
     from .losses import LogisticLoss as LogisticLoss
     from .losses import MeanAbsoluteErrorLoss as MeanAbsoluteErrorLoss
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .losses import PredictorRejectorLoss as PredictorRejectorLoss
     from .losses import PSALLoss as PSALLoss
     from .losses import SmoothAdversarialCompSumLoss as SmoothAdversarialCompSumLoss
+    from .losses import SSIMLoss as SSIMLoss
     from .losses import SumExponentialLoss as SumExponentialLoss
     from .losses import TradesLoss as TradesLoss
     from .metrics import AverageDrop as AverageDrop
@@ -69,6 +71,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .norms import EvoNorm2dS2a as EvoNorm2dS2a
     from .norms import EvoNorm3d as EvoNorm3d
     from .norms import convert_sync_evonorm as convert_sync_evonorm
+    from .splat import ConvexModel as ConvexModel
 
 __version__ = "0.1.0"
 
@@ -80,6 +83,7 @@ _lazy = {
     "AverageDrop": "metrics",
     "CompSumLoss": "losses",
     "ConditionalEvoNorm2d": "norms",
+    "ConvexModel": "splat",
     "DeletionAUC": "metrics",
     "EnergyPointingGame": "metrics",
     "EvoNorm": "norms",
@@ -102,6 +106,7 @@ _lazy = {
     "IncreaseInConfidence": "metrics",
     "InsertionAUC": "metrics",
     "InstanceRecall": "metrics",
+    "L1DSSIMLoss": "losses",
     "LinearCompSumLoss": "losses",
     "LogisticLoss": "losses",
     "MeanAbsoluteErrorLoss": "losses",
@@ -117,6 +122,7 @@ _lazy = {
     "PolyReLU": "activations.polycom",
     "PolyReLUNorm": "activations.polycom",
     "Road": "metrics",
+    "SSIMLoss": "losses",
     "SmoothAdversarialCompSumLoss": "losses",
     "SmoothGradCAMpp": "explain",
     "Stability": "metrics",

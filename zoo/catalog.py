@@ -16,6 +16,7 @@ LossName = Literal[
     "alpha_loss",
     "comp_sum",
     "gce",
+    "l1_dssim",
     "linear_comp_sum",
     "logistic",
     "mae",
@@ -23,6 +24,7 @@ LossName = Literal[
     "predictor_rejector",
     "psal",
     "smooth_adv_comp_sum",
+    "ssim",
     "sum_exponential",
     "trades",
 ]
@@ -51,6 +53,7 @@ NormName = Literal[
     "evonorm_s2",
     "evonorm_s2a",
 ]
+RendererName = Literal["convex_splat"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +179,19 @@ PAPERS: dict[str, Paper] = {
         year=2018,
         arxiv="1706.06083",
     ),
+    "convex_splat": Paper(
+        title="3D Convex Splatting: Radiance Field Rendering with 3D Smooth Convexes",
+        authors="Held et al.",
+        venue="CVPR",
+        year=2025,
+        arxiv="2411.14974",
+    ),
+    "ssim": Paper(
+        title="Image Quality Assessment: From Error Visibility to Structural Similarity",
+        authors="Wang et al.",
+        venue="IEEE Transactions on Image Processing",
+        year=2004,
+    ),
     "grad_cam": Paper(
         title="Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
         authors="Selvaraju et al.",
@@ -300,6 +316,20 @@ def _adversarial(name: str, cls: str, summary: str, paper: str, equations: str =
     )
 
 
+def _photometric(name: str, cls: str, summary: str, paper: str, equations: str = "") -> Component:
+    return Component(
+        name=name,
+        kind="loss",
+        target=f"zoo.losses:{cls}",
+        summary=summary,
+        paper=paper,
+        equations=equations,
+        tags=frozenset({"vision", "splatting"}),
+        dtypes=_ALL_FLOATS,
+        grad_order=2,
+    )
+
+
 def _explainer(name: str, cls: str, summary: str, equations: str = "") -> Component:
     return Component(
         name=name,
@@ -374,6 +404,20 @@ COMPONENTS: tuple[Component, ...] = (
     _adversarial("psal", "PSALLoss", "sum of log2(1 + exp(-difference / rho)) plus the squared norm", "psal"),
     _adversarial("trades", "TradesLoss", "cross-entropy plus beta KL(clean, attacked)", "trades"),
     _adversarial("pgd_at", "PGDATLoss", "cross-entropy of attacked inputs", "pgd_at", "eq. 2.1"),
+    _photometric("ssim", "SSIMLoss", "1 - SSIM of two pictures", "ssim", "eq. 13"),
+    _photometric("l1_dssim", "L1DSSIMLoss", "0.8 L1 + 0.2 (1 - SSIM), what splats are fitted by", "convex_splat"),
+    Component(
+        name="convex_splat",
+        kind="renderer",
+        target="zoo.splat:ConvexModel",
+        summary="scenes of smooth convexes, projected, sorted and composited, with gradients to all they are made of",
+        paper="convex_splat",
+        equations="sec. 3",
+        tags=frozenset({"vision", "splatting"}),
+        dtypes=("float64", "float32"),
+        grad_order=1,
+        backends=("torch", "cpu"),
+    ),
     _explainer("grad_cam", "GradCAM", "where a score comes from: maps weighted by their mean gradient", "eq. 1, 2"),
     _explainer("grad_cam_pp", "GradCAMpp", "the same, weighted by derivatives of the exponential score", "eq. 19"),
     _explainer("smooth_grad_cam_pp", "SmoothGradCAMpp", "the same, with derivatives averaged over noisy copies"),

@@ -23,6 +23,8 @@ from .errors import ComponentArgumentError, UnknownComponentError
 if TYPE_CHECKING:
     from torch import nn
 
+    from .splat import ConvexModel
+
 T = TypeVar("T", bound=type)
 
 ENTRY_POINT_GROUP = "zoo.components"
@@ -93,6 +95,8 @@ def info(kind: Kind, name: str) -> Component:
 @overload
 def get(kind: Literal["explainer"], name: str) -> type[Any]: ...
 @overload
+def get(kind: Literal["renderer"], name: Literal["convex_splat"]) -> type[ConvexModel]: ...
+@overload
 def get(kind: Kind, name: str) -> type[nn.Module]: ...
 def get(kind: Kind, name: str) -> type[Any]:
     """The class of one component; imports the one module that holds it.
@@ -111,6 +115,8 @@ def get(kind: Kind, name: str) -> type[Any]:
 
 @overload
 def create(kind: Literal["explainer"], name: str, /, *args: Any, **kwargs: Any) -> Any: ...
+@overload
+def create(kind: Literal["renderer"], name: Literal["convex_splat"], /, *args: Any, **kwargs: Any) -> ConvexModel: ...
 @overload
 def create(kind: Kind, name: str, /, *args: Any, **kwargs: Any) -> nn.Module: ...
 def create(kind: Kind, name: str, /, *args: Any, **kwargs: Any) -> Any:

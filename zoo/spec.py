@@ -13,3 +13,4 @@ from typing import Annotated, Any
 ActivationSpec = Annotated[str | dict[str, Any] | Callable[..., Any], "activation"]
 NormSpec = Annotated[str | dict[str, Any] | Callable[..., Any], "norm"]
 LossSpec = Annotated[str | dict[str, Any] | Callable[..., Any], "loss"]
+RendererSpec = Annotated[str | dict[str, Any] | Callable[..., Any], "renderer"]

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <initializer_list>
 #include <optional>
 #include <vector>
 
@@ -37,6 +38,14 @@ inline ScalarType compute_scalar_type(const Tensor& t) {
 
 inline void check_contiguous(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");
+}
+
+// A tensor of other sizes and type beside `like`, uninitialised.
+inline Tensor new_like(const Tensor& like, std::initializer_list<int64_t> size, ScalarType type) {
+  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(size.begin(), size.size()), type);
+}
+inline Tensor new_compute(const Tensor& like, std::initializer_list<int64_t> size) {
+  return new_like(like, size, compute_scalar_type(like));
 }
 
 template <class S>

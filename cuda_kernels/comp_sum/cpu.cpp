@@ -16,11 +16,6 @@ constexpr int64_t kElementsPerTask = 32768;  // below this a second thread costs
 
 using Optional = std::optional<Tensor>;
 
-Tensor new_compute(const Tensor& like, std::initializer_list<int64_t> size) {
-  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(size.begin(), size.size()),
-                                  compute_scalar_type(like));
-}
-
 // The same numbers, one row after the other: what belongs to rows is often expanded, and small beside the scores.
 Tensor of_rows(const Tensor& t, ScalarType type, const Tensor& scores, const char* name) {
   STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == scores.size(0) && t.size(1) == scores.size(2) && t.scalar_type() == type,

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <initializer_list>
 #include <optional>
 #include <vector>
 
@@ -14,15 +13,11 @@ namespace zoo::evonorm {
 using stable::check_contiguous;
 using stable::compute_scalar_type;
 using stable::dtype_of;
+using stable::new_compute;
 using stable::output;
 using stable::Tensor;
 
 using Optional = std::optional<Tensor>;
-
-inline Tensor new_compute(const Tensor& like, std::initializer_list<int64_t> size) {
-  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(size.begin(), size.size()),
-                                  compute_scalar_type(like));
-}
 
 template <class C>
 void fill_with(C value, std::initializer_list<Tensor> tensors) {

@@ -41,10 +41,6 @@ void parallel_rows(int64_t rows, int64_t width, Body&& body) {
   torch::stable::parallel_for(0, rows, std::max<int64_t>(1, kElementsPerTask / width), body);
 }
 
-Tensor new_compute(const Tensor& like, std::initializer_list<int64_t> size) {
-  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(size.begin(), size.size()), compute_scalar_type(like));
-}
-
 template <class S>
 Rows<S> rows_of(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& stats, double eps,
                 bool rms, std::optional<double> clamp) {

@@ -12,6 +12,7 @@ small tensor take 120 microseconds that way and 240 the other.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -189,11 +190,23 @@ def _compiled_code_calls_kernels(device: str) -> bool:
     return device == "cpu" and use_cpu_library()
 
 
+def _load_cpu_library() -> bool:
+    return use_cpu_library()
+
+
 # What torch.compiler.assume_constant_result does, without its import of torch._dynamo, which takes a second.
 _compiled_code_calls_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_load_cpu_library._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Within it autocast changes no dtype on a device of that type."""
+    if not torch.amp.is_autocast_available(device):  # as on meta
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def prepare(x: Tensor) -> None:
     """Load the CPU library before its ops are called for the first time; CUDA kernels are loaded one by one."""
     if x.device.type == "cpu":
-        use_cpu_library()
+        _load_cpu_library()

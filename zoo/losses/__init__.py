@@ -1,5 +1,5 @@
 """Losses. Files: `comp_sum/` the family, `theory.py` its bounds, `targets.py` and `abstention.py` tasks made of it,
-`adversarial.py`."""
+`adversarial.py`, and `photometric.py` for rendered pictures."""
 
 from .abstention import PredictorRejectorLoss, predictor_rejector_loss
 from .adversarial import (
@@ -25,6 +25,7 @@ from .comp_sum import (
     linear_comp_sum_loss,
     tau_from_q,
 )
+from .photometric import L1DSSIMLoss, SSIMLoss, d_ssim, l1_dssim, ssim
 
 __all__ = [
     "AdvCompSumLoss",
@@ -32,20 +33,25 @@ __all__ = [
     "AlphaLoss",
     "CompSumLoss",
     "GeneralizedCrossEntropyLoss",
+    "L1DSSIMLoss",
     "LinearCompSumLoss",
     "LogisticLoss",
     "MeanAbsoluteErrorLoss",
     "PGDATLoss",
     "PSALLoss",
     "PredictorRejectorLoss",
+    "SSIMLoss",
     "SmoothAdversarialCompSumLoss",
     "SumExponentialLoss",
     "TradesLoss",
     "comp_sum_from_nll",
     "comp_sum_loss",
+    "d_ssim",
+    "l1_dssim",
     "linear_comp_sum_loss",
     "predictor_rejector_loss",
     "score_difference_norm",
     "smooth_adversarial_comp_sum_loss",
+    "ssim",
     "tau_from_q",
 ]

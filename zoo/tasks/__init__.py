@@ -8,11 +8,13 @@ from .gan import ConditionalGAN
 from .lm import LanguageModel
 from .optim import WarmupCosine, WarmupMultiStep
 from .robust import EMA, LossRamp, RobustEval
+from .splat import ConvexSplatting, SplatRates
 
 __all__ = [
     "AdversarialClassifier",
     "CAMCallback",
     "ConditionalGAN",
+    "ConvexSplatting",
     "EMA",
     "ImageClassifier",
     "LanguageModel",
@@ -22,6 +24,7 @@ __all__ = [
     "PreActResNet18",
     "RobustEval",
     "SmallVGG",
+    "SplatRates",
     "WarmupCosine",
     "WarmupMultiStep",
     "WideResNet",

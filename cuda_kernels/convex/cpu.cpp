@@ -26,6 +26,7 @@ using Sizes = std::initializer_list<int64_t>;
 
 constexpr int64_t kConvexesPerTask = 64;   // of projection; also those whose gradients of cameras are added first
 constexpr int64_t kMostEntries = std::numeric_limits<int32_t>::max();
+constexpr int64_t kMostSide = int64_t{1} << 24, kMostTile = 64;  // pixels
 
 template <class Body>
 void parallel(int64_t count, int64_t grain, Body&& body) {
@@ -46,6 +47,25 @@ void check(const Tensor& t, const char* name, ScalarType type, Sizes size) {
   int64_t k = 0;
   for (const int64_t n : size) fits = fits && t.size(k++) == n;
   STD_TORCH_CHECK(fits, name, " does not have the shape and type that zoo/splat/convex/eager.py promises");
+}
+
+// What int holds without loss, and what makes a tile.
+void check_sizes(int64_t width, int64_t height, int64_t tile_size) {
+  STD_TORCH_CHECK(width > 0 && width <= kMostSide && height > 0 && height <= kMostSide,
+                  "width and height must lie in [1, 2^24], got ", width, " and ", height);
+  STD_TORCH_CHECK(tile_size > 0 && tile_size <= kMostTile, "tile_size must lie in [1, ", kMostTile, "], got ", tile_size);
+}
+
+// Numbers of lines, and where asked for boxes, that are read by index.
+void check_footprints(const Tensor& hull_size, const Tensor& boxes, int64_t most, int64_t width, int64_t height) {
+  const int32_t *sizes = input<int32_t>(hull_size), *box = input<int32_t>(boxes);
+  bool fits = true;
+  for (int64_t i = 0; i < hull_size.numel(); ++i, box += 4) {
+    fits = fits && sizes[i] >= 0 && sizes[i] <= most;
+    fits = fits && (sizes[i] == 0 || (0 <= box[0] && box[0] < box[1] && box[1] <= width && 0 <= box[2] &&
+                                      box[2] < box[3] && box[3] <= height));
+  }
+  STD_TORCH_CHECK(fits, "hull_size and boxes must come from convex_project, for a picture of this size");
 }
 
 ScalarType floating(const Tensor& t) {
@@ -92,6 +112,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     const Tensor& Ks, int64_t width, int64_t height, double near, double far, double radius_clip,
     double reference_focal, bool clip, bool) {
   const Extent size = extent_of(points, sigmas, delta, viewmats, Ks, clip);
+  check_sizes(width, height, 1);
   check(opacities, "opacities", points.scalar_type(), {size.images, size.convexes});
   auto make = [&](std::initializer_list<int64_t> tail, ScalarType type) {
     int64_t all[4] = {size.images, size.convexes, 0, 0};
@@ -171,7 +192,7 @@ std::tuple<Tensor, Tensor, Tensor> convex_isect(const Tensor& means2d, const Ten
                                                 const Tensor& limits, const Tensor& hull_size, const Tensor& boxes,
                                                 int64_t width, int64_t height, int64_t tile_size) {
   STD_TORCH_CHECK(lines.dim() == 4 && lines.size(2) <= kMostLines, "lines must be [I, N, M, 3]");
-  STD_TORCH_CHECK(width > 0 && height > 0 && tile_size > 0, "width, height and tile_size must be positive");
+  check_sizes(width, height, tile_size);
   const int64_t images = lines.size(0), convexes = lines.size(1), most = lines.size(2);
   const ScalarType type = floating(lines);
   STD_TORCH_CHECK(images * convexes <= kMostEntries, "at most 2^31 - 1 convexes times cameras are rendered at once");
@@ -181,6 +202,7 @@ std::tuple<Tensor, Tensor, Tensor> convex_isect(const Tensor& means2d, const Ten
   check(limits, "limits", type, {images, convexes});
   check(hull_size, "hull_size", ScalarType::Int, {images, convexes});
   check(boxes, "boxes", ScalarType::Int, {images, convexes, 4});
+  check_footprints(hull_size, boxes, most, width, height);
   const int64_t rows = (height + tile_size - 1) / tile_size, columns = (width + tile_size - 1) / tile_size;
   Tensor tiles_per_convex = new_like(lines, {images, convexes}, ScalarType::Int);
   Tensor isect_offsets = new_like(lines, {images, rows, columns}, ScalarType::Int);
@@ -238,7 +260,7 @@ struct RasterInputs {
   int64_t width, height, tile_size;
 
   void validate() const {
-    STD_TORCH_CHECK(width > 0 && height > 0 && tile_size > 0, "width, height and tile_size must be positive");
+    check_sizes(width, height, tile_size);
     const ScalarType type = floating(colors);
     STD_TORCH_CHECK(most <= kMostLines, "a convex has at most ", kMostLines, " lines, got ", most);
     check(means2d, "means2d", type, {images, convexes, 2});
@@ -254,16 +276,32 @@ struct RasterInputs {
     check(isect_offsets, "isect_offsets", ScalarType::Int, {images, rows, columns});
     check(flatten_ids, "flatten_ids", ScalarType::Int, {entries});
     const int32_t *begins = input<int32_t>(isect_offsets), *ids = input<int32_t>(flatten_ids);
-    const int32_t* sizes = input<int32_t>(hull_size);
     int64_t before = 0;
-    bool fits = true;
+    bool fits = images * rows * columns == 0 || begins[0] == 0;
     for (int64_t i = 0; i < images * rows * columns; ++i) {
       fits = fits && begins[i] >= before && begins[i] <= entries;
       before = begins[i];
     }
     for (int64_t i = 0; i < entries; ++i) fits = fits && ids[i] >= 0 && ids[i] < images * convexes;
-    for (int64_t i = 0; i < images * convexes; ++i) fits = fits && sizes[i] >= 0 && sizes[i] <= most;
-    STD_TORCH_CHECK(fits, "isect_offsets, flatten_ids and hull_size must come from convex_project and convex_isect");
+    STD_TORCH_CHECK(fits, "isect_offsets and flatten_ids must come from convex_isect");
+    check_footprints(hull_size, boxes, most, width, height);
+  }
+
+  // Entries that a pixel says it has seen, within the list of its tile.
+  void check_seen(const Tensor& last_ids) const {
+    const int32_t* seen = input<int32_t>(last_ids);
+    const int32_t* begins = input<int32_t>(isect_offsets);
+    const int64_t rows = isect_offsets.size(1), columns = isect_offsets.size(2), all = images * tiles;
+    bool fits = true;
+    for (int64_t image = 0; image < images; ++image)
+      for (int64_t y = 0; y < height; ++y)
+        for (int64_t x = 0; x < width; ++x) {
+          const int64_t tile = (image * rows + y / tile_size) * columns + x / tile_size;
+          const int64_t end = tile + 1 < all ? begins[tile + 1] : entries;
+          const int32_t count = *seen++;
+          fits = fits && count >= 0 && count <= end - begins[tile];
+        }
+    STD_TORCH_CHECK(fits, "last_ids must come from convex_raster with the same isect_offsets");
   }
 
   template <class C>
@@ -349,6 +387,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> convex_raster_bwd(
     check(*grad_transmittances, "grad_transmittances", type, {in.images, height, width});
   check(transmittances, "transmittances", type, {in.images, height, width});
   check(last_ids, "last_ids", ScalarType::Int, {in.images, height, width});
+  in.check_seen(last_ids);
   Tensor to_lines = torch::stable::empty_like(lines), to_sharpness = torch::stable::empty_like(sharpness);
   Tensor to_opacities = torch::stable::empty_like(opacities), to_colors = torch::stable::empty_like(colors);
   Tensor to_backgrounds = backgrounds.has_value() ? torch::stable::empty_like(*backgrounds) : new_compute(colors, {0});

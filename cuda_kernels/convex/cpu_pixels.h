@@ -124,10 +124,11 @@ inline bool evaluate(const Footprint<C>& convex, Pixels<C> u, C v, Mask<C> wante
   return true;
 }
 
-// sigmoid(-t)
+// sigmoid(-t); far outside t is held back, where the result would be a denormal number, slow and not to be seen.
 template <class C>
 inline Pixels<C> indicator(const Footprint<C>& convex, const Field<C>& field) {
-  return cpu::sigmoid_of<C>(field.phi * -convex.sharpness);
+  constexpr C most = std::is_same_v<C, float> ? C(kMostExponent) : C(700);
+  return cpu::sigmoid_of<C>(-smaller_part(field.phi * convex.sharpness, spread(most)));
 }
 
 }  // namespace zoo::convex

@@ -83,7 +83,8 @@ void raster_tile(const Raster<C>& in, const Pictures<C>& out, int64_t image, int
     each_vector(convex, tile, [&](int k, Pixels<C> u, C v) {
       if (!any(alive[k]) || !evaluate(convex, u, v, alive[k], field)) return;
       const Pixels<C> alpha = smaller_part(indicator(convex, field) * convex.opacity, spread(C(kMostAlpha)));
-      const Pixels<C> before = transmittance[k], after = before - before * alpha;
+      // As a product with 1 - alpha: two opaque convexes in front of each other end at the threshold to the last bit.
+      const Pixels<C> before = transmittance[k], after = before * (C(1) - alpha);
       Mask<C> shown = alive[k] & (alpha >= C(kLeastAlpha));
       const Mask<C> ends = shown & (after < C(kLeastTransmittance));
       shown &= ~ends;

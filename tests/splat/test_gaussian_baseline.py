@@ -263,7 +263,7 @@ def test_tuning_goes_from_setting_to_setting_and_puts_the_best_first(scene: Scen
 
 def test_tuning_is_of_the_fit(scene: Scene):
     rows = baseline.tune_gaussians([scene], 4, {"means": (0.0,), "size": (0.3,)}, 20, 1)
-    assert len(rows) == 3
+    assert len({row["psnr"] for row in rows}) == 3
     best = baseline.Settings(means=rows[0]["means"], size=rows[0]["size"])
     assert rows[0]["psnr"] == baseline.fit_gaussians(scene, 4, 20, best, 0).psnr
 

@@ -78,7 +78,7 @@ def stub(task: ConvexSplatting, **trainer: object) -> ConvexSplatting:
 def test_it_starts_from_the_points_of_the_scene() -> None:
     data = tiny()
     task = ConvexSplatting({"name": "convex_splat", "k": 5, "sh_degree": 1}, start=TOY)
-    stub(task, world_size=1, datamodule=data).setup("fit")
+    stub(task, world_size=1, precision="32-true", datamodule=data).setup("fit")
     model, scene = task.model, data.scene
     assert model.num_convexes == 6
     torch.testing.assert_close(model.vertices.mean(1), scene.points.float(), atol=2e-1, rtol=0)
@@ -201,10 +201,34 @@ def test_a_checkpoint_brings_its_own_number_of_convexes() -> None:
     saved = ConvexSplatting({"name": "convex_splat", "sh_degree": 0})
     saved.model.initialise(torch.randn(9, 3), torch.rand(9, 3))
     task = ConvexSplatting({"name": "convex_splat", "sh_degree": 0}, start=TOY)
-    stub(task, world_size=1, datamodule=tiny()).setup("fit")
+    stub(task, world_size=1, precision="32-true", datamodule=tiny()).setup("fit")
     task.load_state_dict(saved.state_dict())
     assert task.model.num_convexes == 9
     assert torch.equal(task.model.points, saved.model.points)
+
+
+def test_a_checkpoint_of_another_kind_is_refused() -> None:
+    saved = ConvexSplatting({"name": "convex_splat", "k": 4, "sh_degree": 0})
+    task = ConvexSplatting({"name": "convex_splat", "sh_degree": 0})
+    with pytest.raises(RunError, match="the checkpoint's points are .*, those of this config .*; give model.k"):
+        task.on_load_checkpoint({"state_dict": saved.state_dict()})
+    task.on_load_checkpoint({"state_dict": task.state_dict()})
+
+
+def test_what_the_model_says_goes_before_the_scene() -> None:
+    model = {"name": "convex_splat", "background": [0.0, 0.5, 1.0], "reference_focal": 7.0}
+    task = stub(ConvexSplatting(model, start=TOY), world_size=1, precision="32-true", datamodule=tiny())
+    task.setup("fit")
+    assert task.model.reference_focal == 7
+    away = orbit(1, 1.0, 0.0, (50.0, 0.0, 0.0))
+    rgb = task._render(away, intrinsics(20.0, 2, 2)[None], 2, 2)["rgb"]
+    assert torch.equal(rgb, torch.tensor([0.0, 0.5, 1.0]).expand(1, 2, 2, 3))
+
+
+def test_it_renders_in_the_precision_of_the_model() -> None:
+    task = stub(ConvexSplatting(start=TOY), world_size=1, precision="64-true", datamodule=tiny()).double()
+    task.setup("fit")
+    assert task(next(iter(tiny().train_dataloader())))["rgb"].dtype is torch.float64
 
 
 def test_psnr_is_the_mean_over_pictures() -> None:
@@ -250,6 +274,10 @@ def test_a_comparison_has_truth_rendering_and_difference(tmp_path: Path) -> None
         ({"points_rate_scale": "colmap"}, "points_rate_scale must be absolute or scene, got 'colmap'"),
         ({"near_mode": "cut"}, "near_mode must be cull or clip, got 'cut'"),
         ({"model": torch.nn.Identity}, "model must be a convex_splat, got a Identity"),
+        (
+            {"model": {"name": "convex_splat", "num_convexes": 5}},
+            "model must be without convexes, which come from the data, got 5; leave num_convexes out",
+        ),
     ],
 )
 def test_arguments_out_of_range_are_named(options: dict, message: str) -> None:
@@ -266,11 +294,18 @@ def test_rates_out_of_range_are_named() -> None:
 
 
 def test_data_without_a_scene_is_refused() -> None:
-    task = stub(ConvexSplatting(), world_size=1, datamodule=None)
+    task = stub(ConvexSplatting(), world_size=1, precision="32-true", datamodule=None)
     with pytest.raises(DataError, match="the data must have a scene, as ProceduralScene and PlanarPicture have, got"):
         task.setup("fit")
     with pytest.raises(RunError, match="trains in one process, got 2; set trainer.devices to 1"):
         stub(ConvexSplatting(), world_size=2).setup("fit")
+    with pytest.raises(RunError, match="scales no gradients, got precision 16-mixed; set trainer.precision to 32-true"):
+        stub(ConvexSplatting(), world_size=1, precision="16-mixed").setup("fit")
+    alone = stub(
+        ConvexSplatting(points_rate_scale="scene"), world_size=1, precision="32-true", datamodule=tiny(views=1)
+    )
+    with pytest.raises(DataError, match="needs a scene with an extent, but its training cameras stand in one place"):
+        alone.setup("fit")
 
 
 def test_a_mistake_on_the_command_line_is_one_sentence(capsys: pytest.CaptureFixture) -> None:
@@ -282,7 +317,7 @@ def test_a_mistake_on_the_command_line_is_one_sentence(capsys: pytest.CaptureFix
 
 def test_rendering_has_the_background_of_the_scene() -> None:
     data = tiny(background="white")
-    task = stub(ConvexSplatting(start=TOY), world_size=1, datamodule=data)
+    task = stub(ConvexSplatting(start=TOY), world_size=1, precision="32-true", datamodule=data)
     task.setup("fit")
     away = orbit(1, 1.0, 0.0, (50.0, 0.0, 0.0))
     rgb: Tensor = task._render(away, intrinsics(20.0, 8, 8)[None], 8, 8)["rgb"]

@@ -35,7 +35,7 @@ class Report(L.Callback):
     def __init__(self, folder: Path, config: str, monitor: str | None, mode: str) -> None:
         self.folder, self.config, self.monitor, self.mode = folder, config, monitor, mode
         self.summary = ""  # the lines a run ends with, once it has
-        self._started = 0.0
+        self._started = time.perf_counter()  # should no training start
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.perf_counter()

@@ -30,6 +30,7 @@ def spherical_harmonics(degrees_to_use: int, dirs: Tensor, coeffs: Tensor, masks
 
     Raises:
         ValueError: if the degree or a shape does not fit.
+        TypeError: if the types do not fit.
 
     Source:
         Ramamoorthi and Hanrahan, An Efficient Representation for Irradiance Environment Maps, 2001, eq. 3, in the order
@@ -51,6 +52,15 @@ def spherical_harmonics(degrees_to_use: int, dirs: Tensor, coeffs: Tensor, masks
     if masks is not None and masks.shape != dirs.shape[:-1]:
         raise ValueError(
             f"spherical_harmonics: masks must be shaped {tuple(dirs.shape[:-1])} as dirs, got {tuple(masks.shape)}"
+        )
+    if (
+        not dirs.is_floating_point()
+        or coeffs.dtype is not dirs.dtype
+        or (masks is not None and masks.dtype != torch.bool)
+    ):
+        raise TypeError(
+            "spherical_harmonics: expected dirs and coeffs of one floating-point type and masks of bool, got"
+            f" {dirs.dtype}, {coeffs.dtype} and {None if masks is None else masks.dtype}; convert them"
         )
     leading = dirs.shape[:-1]
     flat, sets = dirs.reshape(1, -1, 3), coeffs.reshape(1, -1, *coeffs.shape[-2:])
@@ -114,7 +124,8 @@ def basis(degree: int, x: Tensor, y: Tensor, z: Tensor) -> list[Tensor]:
         a, b, c, d = scaled(315 / 16), scaled(315 / 32), scaled(45 / 16), scaled(45 / 32)
         one = xx + yy + zz  # but 0 where there is no direction
         found += [a * x * y * (xx - yy), -b * y * z * (3 * xx - yy), c * x * y * (7 * zz - 1)]
-        found += [-d * y * z * (7 * zz - 3), scaled(9 / 256) * (35 * zz * zz - 30 * zz + 3 * one), -d * x * z * (7 * zz - 3)]
+        found += [-d * y * z * (7 * zz - 3), scaled(9 / 256) * (35 * zz * zz - 30 * zz + 3 * one)]
+        found += [-d * x * z * (7 * zz - 3)]
         found += [c / 2 * (xx - yy) * (7 * zz - 1), -b * x * z * (xx - 3 * yy)]
         found += [a / 4 * (xx * (xx - 3 * yy) - yy * (3 * xx - yy))]
     return found

@@ -143,6 +143,11 @@ class ConvexSplatting(L.LightningModule):
         made = factory("renderer", model)()
         if not isinstance(made, ConvexModel):
             raise ValueError(f"ConvexSplatting: model must be a convex_splat, got a {type(made).__name__}")
+        if made.num_convexes:
+            raise ValueError(
+                f"ConvexSplatting: model must be without convexes, which come from the data, got {made.num_convexes};"
+                " leave num_convexes out"
+            )
         self.model = made
         self.start, self.rates = start, rates
         self.ssim_lambda, self.mask_weight = ssim_lambda, mask_weight
@@ -150,7 +155,6 @@ class ConvexSplatting(L.LightningModule):
         self.sh_every, self.decay_steps, self.points_rate_scale = sh_every, decay_steps, points_rate_scale
         self.scale_by_batch, self.near_mode, self.depth_grad = scale_by_batch, near_mode, depth_grad
         self._held_out: list[tuple[Tensor, Tensor]] = []
-        self._seconds = 0.0
 
     # What is fitted
 
@@ -171,15 +175,40 @@ class ConvexSplatting(L.LightningModule):
             raise RunError(
                 f"ConvexSplatting trains in one process, got {self.trainer.world_size}; set trainer.devices to 1"
             )
+        if self.trainer.precision == "16-mixed":
+            raise RunError(
+                "ConvexSplatting renders in full precision and scales no gradients, got precision 16-mixed; set"
+                " trainer.precision to 32-true"
+            )
+        scene = self.scene
+        if self.points_rate_scale == "scene" and not scene.extent:
+            raise DataError(
+                "points_rate_scale: scene needs a scene with an extent, but its training cameras stand in one place;"
+                " set it to absolute"
+            )
         if self.model.num_convexes:
             return
-        scene = self.scene
         generator = torch.Generator().manual_seed(torch.initial_seed() % 2**63)
         try:
             self.model.initialise(scene.points, scene.colors, **asdict(self.start), generator=generator)
         except (TypeError, ValueError) as error:
             raise DataError(f"the points of the scene cannot be started from: {error}") from None
-        self.model.fit_reference_focal(scene.Ks[list(scene.train)])
+        if not self.model.reference_focal:
+            self.model.fit_reference_focal(scene.Ks[list(scene.train)])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Any number of convexes may come, but of the same kind.
+
+        Raises:
+            RunError: if they have another number of points or of harmonics.
+        """
+        for name in ("points", "shN"):
+            saved, own = checkpoint["state_dict"].get(f"model.{name}"), self.model.get_parameter(name)
+            if isinstance(saved, Tensor) and saved.shape[1:] != own.shape[1:]:
+                raise RunError(
+                    f"the checkpoint's {name} are {list(saved.shape)}, those of this config {list(own.shape)}; give"
+                    " model.k, model.sh_degree and model.planar as they were"
+                )
 
     def forward(self, batch: dict[str, Tensor], render_mode: Any = "RGB") -> dict[str, Any]:
         """Render the views of a batch; see :class:`zoo.splat.ConvexModel`."""
@@ -189,7 +218,8 @@ class ConvexSplatting(L.LightningModule):
     def _render(
         self, viewmats: Tensor, Ks: Tensor, width: int, height: int, render_mode: Any = "RGB"
     ) -> dict[str, Any]:
-        behind = self.scene.background
+        behind = self.scene.background if self.model.background is None else None  # the model's own goes first
+        viewmats, Ks = viewmats.to(self.model.points), Ks.to(self.model.points)
         backgrounds = None if behind is None else viewmats.new_tensor(behind).expand(len(viewmats), 3)
         return self.model(
             viewmats,
@@ -273,13 +303,13 @@ class ConvexSplatting(L.LightningModule):
     # Evaluation
 
     def on_validation_epoch_start(self) -> None:
-        self._held_out, self._seconds = [], 0.0
+        self._held_out = []
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self._evaluate(batch, "val")
 
     def on_test_epoch_start(self) -> None:
-        self._held_out, self._seconds = [], 0.0
+        self._held_out = []
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self._evaluate(batch, "test")

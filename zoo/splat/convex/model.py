@@ -313,7 +313,10 @@ class ConvexModel(nn.Module):
 
     @property
     def opacity(self) -> Tensor:
-        """[N] opacities in [0, 1], 0 where sigmoid(mask) <= 0.01; the gradient is that of sigmoid(mask) times each."""
+        """[N] opacities in [0, 1], 0 where sigmoid(mask) <= 0.01; the gradient is that of sigmoid(mask) times each.
+
+        What is not drawn gets no gradient from a picture: a convex once masked does not come back by itself.
+        """
         kept = self.mask.sigmoid()
         straight_through = (kept > MASK_THRESHOLD).to(kept) + (kept - kept.detach())
         return self.opacity_logit.sigmoid() * straight_through
@@ -518,3 +521,5 @@ class ConvexModel(nn.Module):
             errors = arguments[-1]
             errors.append(f"{prefix}active_sh_degree must lie in [0, {self.sh_degree}], got {degree}")
         self._focal = focal if 0 < focal < math.inf else None
+        if self._background is not None:  # not in the state, and lost where the model was made on meta
+            self.background = torch.tensor(self._background, dtype=self.points.dtype, device=self.points.device)

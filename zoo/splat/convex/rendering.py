@@ -224,7 +224,8 @@ def _composite(
 def _of_views(t: Tensor, inputs: Inputs) -> Tensor:
     """[B, N] as [..., C, N]: a tensor of its own, so that a gradient can be retained for each view."""
     n = t.shape[-1]
-    return t.reshape(*inputs.leading, 1, n).expand(*inputs.leading, inputs.cameras, n).contiguous()
+    views = t.reshape(*inputs.leading, 1, n).expand(*inputs.leading, inputs.cameras, n)
+    return views.clone(memory_format=torch.contiguous_format)
 
 
 def _channels(

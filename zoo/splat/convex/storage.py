@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,13 @@ def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise DataError(f"from_official: expected a .pt file, but there is none at {path}; give the file itself")
-    found = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (EOFError, KeyError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise DataError(
+            f"from_official: {path} cannot be read as tensors ({type(error).__name__}); give a .pt file as torch.save"
+            " writes it"
+        ) from error
     if not isinstance(found, Mapping):
         raise DataError(f"from_official: {path} must hold a dictionary, got {type(found).__name__}; give another file")
     return found

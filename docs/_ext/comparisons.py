@@ -162,6 +162,23 @@ def quality(record: Record) -> str:
     return "\n\n".join([markdown(["", *QUALITY], body), _promises(record)])
 
 
+def convex_quality(record: Record) -> str:
+    """Convexes beside Gaussians on the same pictures, and the promises: means over the seeds that were run."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in record["results"]:
+        if row["what"] != "tuning" and "psnr" in row:
+            points = f" of {row['k']} points" if row["toy"] != "boxes" and "k" in row else ""
+            one = row["what"].removesuffix("s") if row["count"] == 1 else row["what"]
+            found.setdefault(row["toy"], {}).setdefault(f"{row['count']} {one}{points}", []).append(row["psnr"])
+    parts = []
+    for toys in (["boxes"], [toy for toy in found if toy != "boxes"]):
+        names = list(found[toys[0]]) if toys and toys[0] in found else []
+        means = {toy: [sum(found[toy][name]) / len(found[toy][name]) for name in names] for toy in toys if names}
+        body = [[toy.replace("_", " "), *(f"{value:.2f}" for value in values)] for toy, values in means.items()]
+        parts += [markdown(["PSNR in dB", *names], body)] if body else []
+    return "\n\n".join([*parts, _promises(record)])
+
+
 def _promises(record: Record) -> str:
     rows = [[p["claim"], str(p["measured"]), CLAIM_WORDS[p["met"]]] for p in record["acceptance"]]
     return markdown(["expected", "measured", "here"], rows)

@@ -30,6 +30,7 @@ COMP_SUM_COMMAND = "python -m scripts.bench.comp_sum"
 ADVERSARIAL_COMMAND = "python -m scripts.bench.adversarial"
 STEP_COMMAND = "python -m scripts.bench.adversarial_step"
 EXPLAIN_COMMAND = "python -m scripts.bench.explain"
+CONVEX_COMMAND = "python -m scripts.bench.convex_quality"
 QUALITY_COMMAND = "python -m scripts.bench.explain_quality"
 # What makes each result of speed on the CPU.
 COMMANDS = {
@@ -458,5 +459,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "adversarial": lambda: of("adversarial", ADVERSARIAL_COMMAND, comparisons.adversarial),
     "adversarial-step": lambda: of("adversarial_step", STEP_COMMAND, comparisons.adversarial_step),
     "explain": lambda: of("explain_cpu", EXPLAIN_COMMAND, comparisons.explain),
+    "convex-quality": lambda: of("convex_quality", CONVEX_COMMAND, comparisons.convex_quality),
     "explain-quality": lambda: of("explain_quality", QUALITY_COMMAND, comparisons.quality),
 }

@@ -32,6 +32,10 @@ def spherical_harmonics(degrees_to_use: int, dirs: Tensor, coeffs: Tensor, masks
         ValueError: if the degree or a shape does not fit.
         TypeError: if the types do not fit.
 
+    Example:
+        >>> spherical_harmonics(1, torch.tensor([0.0, 0.0, 2.0]), torch.eye(4)[:, [0, 2]])  # up: of degree 0 and z
+        tensor([0.2821, 0.4886])
+
     Source:
         Ramamoorthi and Hanrahan, An Efficient Representation for Irradiance Environment Maps, 2001, eq. 3, in the order
         and with the signs of Kerbl et al., 2023, arXiv:2308.04079; interface of gsplat's function of that name.

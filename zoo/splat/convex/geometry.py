@@ -93,6 +93,11 @@ def convex_normals(points: Tensor, campos: Tensor) -> Tensor:
 
     Raises:
         ValueError: if a shape does not fit.
+
+    Example:
+        >>> square = torch.tensor([[[-1.0, -1, 4], [1, -1, 4], [1, 1, 4], [-1, 1, 4]]])
+        >>> convex_normals(square, torch.zeros(3)).round().abs()  # towards the camera is -z
+        tensor([[0., 0., 1.]])
     """
     if points.ndim < 3 or points.shape[-1] != 3 or campos.shape[-1:] != (3,):
         raise ValueError(

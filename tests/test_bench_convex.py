@@ -110,6 +110,15 @@ def test_promises_of_speed_follow_from_the_rows() -> None:
     assert [promise["met"] for promise in convex.acceptance(speed_rows(1e4, 19.9), native=False)] == [False] * 4
 
 
+@pytest.mark.parametrize("suffix", ["", "_closed_form"])
+def test_committed_speed_meets_the_acceptance(suffix: str) -> None:
+    record = json.loads((convex._speed.RESULTS / f"convex_cpu{suffix}.json").read_text())
+    assert record["implementation"] == ("closed form in PyTorch" if suffix else "CPU library")
+    promises = convex.acceptance(record["results"], native=not suffix)
+    assert promises == record["acceptance"]
+    assert all(promise["met"] for promise in promises)
+
+
 # Quality
 
 

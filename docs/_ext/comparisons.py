@@ -58,6 +58,13 @@ STEPS = {
 }
 
 
+CONVEX_RIVALS = {
+    "tiles_in_pytorch": "PyTorch, tile by tile",
+    "naive_in_pytorch": "PyTorch, naive",
+    "two_threads": "two threads, wall clock",
+}
+
+
 def markdown(head: list[str], body: list[list[str]]) -> str:
     """A table."""
     lines = [head, ["---"] * len(head), *body]
@@ -162,6 +169,26 @@ def quality(record: Record) -> str:
     return "\n\n".join([markdown(["", *QUALITY], body), _promises(record)])
 
 
+def convex_speed(record: Record) -> str:
+    """Times of the convex rasterizer by scene and size, its rivals beside them, and the promises."""
+    body = []
+    for row in record["results"]:
+        ours = row["rivals"]["ours"]
+        if row["what"] == "memory":
+            continue
+        others = [
+            f"{CONVEX_RIVALS[name]} {_three(r['ratio_to_ours'])}" for name, r in row["rivals"].items() if name != "ours"
+        ]
+        where = f"{row['scene'].replace('_', ' ')}, {row['count']} at {row['size']} x {row['size']}"
+        body.append([where, row["what"].replace("_", " + "), f"{ours['median_ms']:.1f}", ", ".join(others)])
+    memory = next(row for row in record["results"] if row["what"] == "memory")["rivals"]
+    said = ", ".join(
+        f"{name.replace('_', ' ')} {r['peak_mb']:.3g} MB ({r['convexes']} convexes)" for name, r in memory.items()
+    )
+    head = ["scene, convexes, pixels", "", "ours, ms", "times of ours"]
+    return "\n\n".join([markdown(head, body), f"Peak memory beyond the inputs: {said}.", _promises(record)])
+
+
 def convex_quality(record: Record) -> str:
     """Convexes beside Gaussians on the same pictures, and the promises: means over the seeds that were run."""
     found: dict[str, dict[str, list[float]]] = {}
@@ -177,6 +204,11 @@ def convex_quality(record: Record) -> str:
         body = [[toy.replace("_", " "), *(f"{value:.2f}" for value in values)] for toy, values in means.items()]
         parts += [markdown(["PSNR in dB", *names], body)] if body else []
     return "\n\n".join([*parts, _promises(record)])
+
+
+def _three(value: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _promises(record: Record) -> str:

@@ -459,6 +459,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "adversarial": lambda: of("adversarial", ADVERSARIAL_COMMAND, comparisons.adversarial),
     "adversarial-step": lambda: of("adversarial_step", STEP_COMMAND, comparisons.adversarial_step),
     "explain": lambda: of("explain_cpu", EXPLAIN_COMMAND, comparisons.explain),
+    "convex-speed": lambda: of("convex_cpu", "python -m scripts.bench.convex", comparisons.convex_speed),
     "convex-quality": lambda: of("convex_quality", CONVEX_COMMAND, comparisons.convex_quality),
     "explain-quality": lambda: of("explain_quality", QUALITY_COMMAND, comparisons.quality),
 }

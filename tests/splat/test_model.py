@@ -200,6 +200,32 @@ def test_set_parameters_copies_tensors_and_takes_parameters_as_they_are() -> Non
     assert torch.equal(other.mask, model.mask + 1)
 
 
+def test_set_parameters_refuses_a_parameter_of_another_type() -> None:
+    model, other = ConvexModel(2), noisy(2, dtype=torch.float64)
+    values = dict(other.named_parameters())
+    with pytest.raises(
+        ValueError, match=r"the parameter points must be torch.float32 on cpu as the model is, got torch"
+    ):
+        model.set_parameters(values)
+
+
+@pytest.mark.parametrize("focal", [1e39, 1e-50, 1e300])
+def test_a_focal_length_beyond_float32_is_refused(focal: float) -> None:
+    with pytest.raises(ValueError, match="reference_focal must be a positive number of pixels or None, got"):
+        ConvexModel(2, reference_focal=focal)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_model_made_on_meta_has_its_background(assign: bool) -> None:
+    saved = noisy(3, background=(1.0, 0.5, 0.0))
+    model = ConvexModel(3, background=(1.0, 0.5, 0.0), device="meta")
+    if not assign:
+        model.to_empty(device="cpu")
+    model.load_state_dict(saved.state_dict(), assign=assign)
+    assert model.background is not None
+    assert model.background.tolist() == [1.0, 0.5, 0.0]
+
+
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("n", [0, 2, 9])
 def test_state_of_any_number_of_convexes_loads(n: int, assign: bool) -> None:

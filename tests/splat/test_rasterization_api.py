@@ -293,6 +293,10 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         r"viewmats must be finite with an invertible .*\[0.0, 0.0\]",
     ),
+    "width_of_float": ({"width": 32.0}, TypeError, r"width must be an int, got 32.0; round it"),
+    "tile_size_of_float": ({"tile_size": 16.0}, TypeError, r"tile_size must be an int, got 16.0; round it"),
+    "height_of_bool": ({"height": True}, TypeError, r"height must be an int, got True; round it"),
+    "no_colors": (_changed("colors", None), TypeError, r"colors must be a tensor, got NoneType; make one with torch"),
     "nan_viewmats": (_changed("viewmats", lambda t: t.fill_(math.nan)), ValueError, r"give world-to-camera matrices"),
 }
 

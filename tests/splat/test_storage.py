@@ -162,3 +162,11 @@ def test_light_files_of_other_components_are_refused(tmp_path: Path) -> None:
     save(zoo.PolyReLU(), tmp_path / "other.safetensors", kind="activation", name="polyrelu")
     with pytest.raises(DataError, match="holds a PolyReLU, no ConvexModel"):
         ConvexModel.load_light(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"hello", b"", b"PK\x03\x04 and no more"])
+def test_a_file_that_holds_no_tensors_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"from_official: .*model.pt cannot be read as tensors .*give a .pt file"):
+        ConvexModel.from_official(path)

@@ -13,7 +13,7 @@ small tensor take 120 microseconds that way and 240 the other.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -197,6 +197,14 @@ def _load_cpu_library() -> bool:
 # What torch.compiler.assume_constant_result does, without its import of torch._dynamo, which takes a second.
 _compiled_code_calls_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _load_cpu_library._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[None]:
+    """Autograd inside of an op: the dispatcher has left it out by the time that an implementation runs."""
+    autograd = torch._C.DispatchKey.AutogradFunctionality  # there is no public way
+    with torch._C._SetExcludeDispatchKeyGuard(autograd, False), torch.enable_grad():
+        yield
 
 
 def full_precision(device: str) -> contextlib.AbstractContextManager[Any]:

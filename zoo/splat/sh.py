@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.ops import define, first_derivative, prefers_formula, prepare, register_derivative
+from ..kernels.ops import define, first_derivative, prefers_formula, prepare, recording, register_derivative
 
 MOST_DEGREE = 4
 
@@ -138,9 +138,7 @@ def basis(degree: int, x: Tensor, y: Tensor, z: Tensor) -> list[Tensor]:
 def _formula_gradients(
     grad: Tensor, dirs: Tensor, coeffs: Tensor, visible: Tensor, degree: int
 ) -> tuple[Tensor, Tensor]:
-    # The dispatcher has left autograd out by the time that an implementation runs.
-    autograd = torch._C.DispatchKey.AutogradFunctionality
-    with torch._C._SetExcludeDispatchKeyGuard(autograd, False), torch.enable_grad():
+    with recording():
         inputs = dirs.detach().requires_grad_(), coeffs.detach().requires_grad_()
         value = sh_formula(*inputs, visible, degree)  # of degree 0 has no use for directions
         dirs_grad, coeffs_grad = torch.autograd.grad(value, inputs, grad, allow_unused=True, materialize_grads=True)

@@ -15,9 +15,13 @@ def focal_length(focal: float | None) -> float | None:
     """The number as float32 has it, which is what a file gives back: a resumed run is then the same run."""
     if focal is None:
         return None
-    if not 0 < focal < math.inf:
+    try:
+        rounded = struct.unpack("f", struct.pack("f", focal))[0]
+    except OverflowError:  # beyond float32
+        rounded = math.inf
+    if not 0 < rounded < math.inf:
         raise ValueError(f"ConvexModel: reference_focal must be a positive number of pixels or None, got {focal}")
-    return struct.unpack("f", struct.pack("f", focal))[0]
+    return rounded
 
 
 def check_arguments(n: int, k: int, sh_degree: int, background: Sequence[float] | None, planar: bool) -> None:

@@ -109,6 +109,8 @@ def checked(
 def _common_dtype(given: dict[str, Tensor]) -> torch.dtype:
     first = given["points"]
     for name, t in given.items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{NAME}: {name} must be a tensor, got {type(t).__name__}; make one with torch.as_tensor")
         if not t.is_floating_point():
             raise TypeError(f"{NAME}: {name} must be floating point, got {t.dtype}; convert it, as in {name}.float()")
         if t.device != first.device:
@@ -145,6 +147,9 @@ def check_options(
     rasterize_mode: str,
 ) -> None:
     """Refuse numbers and words out of range."""
+    for name, value in (("width", width), ("height", height), ("tile_size", tile_size)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{NAME}: {name} must be an int, got {value!r}; round it")
     for name, value in (("width", width), ("height", height)):
         if not 1 <= value <= LARGEST_SIDE:
             raise ValueError(f"{NAME}: {name} must be a number of pixels from 1 to {LARGEST_SIDE}, got {value}")

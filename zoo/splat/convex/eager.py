@@ -39,14 +39,13 @@ convexes of K points with at most M = most_lines(K, clip) lines, TH x TW tiles o
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ...errors import KernelError
-from ...kernels.ops import transformed
+from ...kernels.ops import recording, transformed
 from .compositing import Entries, Tiling, composite
 from .projection import Given, Options, kept, most_lines, rows_in_block, rows_of, see
 from .support import BLOCK_BYTES, meet
@@ -107,14 +106,6 @@ def _spread(t: Tensor, flat: Tensor, images: int, count: int) -> Tensor:
     return everywhere.reshape(images, count, *t.shape[1:])
 
 
-@contextlib.contextmanager
-def _recording() -> Iterator[None]:
-    """Autograd inside of an op: the dispatcher has left it out by the time that an implementation runs."""
-    autograd = torch._C.DispatchKey.AutogradFunctionality
-    with torch._C._SetExcludeDispatchKeyGuard(autograd, False), torch.enable_grad():
-        yield
-
-
 def convex_project_bwd(
     grad_means2d: Tensor | None,
     grad_depths: Tensor | None,
@@ -144,7 +135,7 @@ def convex_project_bwd(
     to_cameras = torch.zeros_like(viewmats, dtype=torch.float64)
     for flat in hull_size.flatten().nonzero()[:, 0].split(rows_in_block(points.shape[2], clip, points.element_size())):
         rows = rows_of(flat, images, points.shape[0], count)
-        with _recording():
+        with recording():
             given = Given(*(t.detach() for t in rows.take(points, delta, sigmas, viewmats, Ks)))
             leaves = [t.requires_grad_() for t in (given[:4] if camera_grad else given[:3])]
             seen = see(given, options)
@@ -316,7 +307,7 @@ def convex_raster_bwd(
     color_tiles, light_tiles = tiling.tiles(to_picture), tiling.tiles(to_light[..., None])[..., 0]
     by_tile: list[list[Tensor]] = [[] for _ in convexes.sources]
     for tile, chunks in zip(tiling.busy, tiling.lists(convexes, flatten_ids), strict=True):
-        with _recording():
+        with recording():
             leaves = [entries.leaves() for entries in chunks]
             color, light, _ = composite(leaves, tiling.pixels(tile, lines.dtype))
             wanted = [t for entries in leaves for t in entries.sources]

@@ -17,9 +17,9 @@ _AT_ONCE = 2**16  # points that are searched for together
 def convex_hull_2d(points: Tensor) -> tuple[Tensor, Tensor]:
     """Convex hulls of many small sets of points: monotone chain over the order (u, v, index).
 
-    The hull is strictly convex: a point on an edge is no corner, and of equal points one is. From corner a to the next
-    corner b all points q have (b.u - a.u)(q.v - a.v) - (b.v - a.v)(q.u - a.u) >= 0. The first corner has the lowest
-    (u, v).
+    The hull is strictly convex: a point on an edge is no corner, and of equal points one is, unless all are equal. From
+    corner a to the next corner b all points q have (b.u - a.u)(q.v - a.v) - (b.v - a.v)(q.u - a.u) >= 0. The first
+    corner has the lowest (u, v).
 
     Args:
         points: [..., K, 2], floating point. Decisions are exact as far as the cross products are in this dtype.

@@ -444,6 +444,15 @@ class ConvexModel(nn.Module):
                     f"set_parameters: {name} must be {[n, *tail]} beside {n} sets of points, got"
                     f" {list(values[name].shape)}; give every one as many rows"
                 )
+            old = self.get_parameter(name)
+            if isinstance(values[name], nn.Parameter) and (values[name].dtype, values[name].device) != (
+                old.dtype,
+                old.device,
+            ):
+                raise ValueError(
+                    f"set_parameters: the parameter {name} must be {old.dtype} on {old.device} as the model is, got"
+                    f" {values[name].dtype} on {values[name].device}; give a tensor, which is converted"
+                )
         for name in tails:
             value, old = values[name], self.get_parameter(name)
             if not isinstance(value, nn.Parameter):

@@ -73,7 +73,7 @@ def rasterization_convex(
         near_mode: "cull" leaves out a convex with any point before `near_plane`; "clip" cuts it there.
         rasterize_mode: "classic".
         absgrad: collect in meta["vertex_absgrad"].grad, [..., C, N], the sum over pixels of the length of the gradient
-            of a shift on the screen.
+            of a shift on the screen. Not under torch.compile.
         backend: "auto" takes kernels where there are any; "cpp" and "cuda" insist on them; "torch" is the formula in
             PyTorch, which can be differentiated twice.
         validate: whether to refuse parameters that are not finite, and on a GPU cameras that are singular; otherwise
@@ -117,6 +117,8 @@ def rasterization_convex(
         near_mode,
         rasterize_mode,
     )
+    if absgrad and torch.compiler.is_compiling():  # which makes no leaves
+        raise ValueError(f"{NAME}: absgrad=True is not for torch.compile; call the function outside of it")
     inputs = checked(points, delta, sigma, opacities, colors, viewmats, Ks, backgrounds, sh_degree)
     check_values(inputs, validate)
     formula = _uses_formula(backend, inputs.points)

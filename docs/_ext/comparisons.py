@@ -58,6 +58,7 @@ STEPS = {
 }
 
 
+CONVEX_NAMES = {"convexes": ("convex", "convexes"), "gaussians": ("Gaussian", "Gaussians")}
 CONVEX_RIVALS = {
     "tiles_in_pytorch": "PyTorch, tile by tile",
     "naive_in_pytorch": "PyTorch, naive",
@@ -195,7 +196,7 @@ def convex_quality(record: Record) -> str:
     for row in record["results"]:
         if row["what"] != "tuning" and "psnr" in row:
             points = f" of {row['k']} points" if row["toy"] != "boxes" and "k" in row else ""
-            one = row["what"].removesuffix("s") if row["count"] == 1 else row["what"]
+            one = CONVEX_NAMES[row["what"]][row["count"] > 1]
             found.setdefault(row["toy"], {}).setdefault(f"{row['count']} {one}{points}", []).append(row["psnr"])
     parts = []
     for toys in (["boxes"], [toy for toy in found if toy != "boxes"]):
